@@ -1,0 +1,158 @@
+"""Likelihood tools: the flow's density by the instantaneous change of variables, and the terms of K-step bounds. All in nats a row.
+
+Densities are per unit of x on [-1, 1]. For data of L levels, a level's probability divided by its bin width 2/(L-1) is such a density,
+so that both kinds turn into bits/dim by the one formula of bench.metrics.likelihood.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bench.diffusion.denoiser import Denoiser, rowwise
+from bench.diffusion.schedule import Schedule
+from bench.diffusion.steps import posterior
+
+TRACES = ("exact", "hutchinson")
+
+
+def per_row(x: Tensor) -> Tensor:
+    """Sum over all but the first dimension, in float64."""
+    return x.double().flatten(1).sum(1)
+
+
+def normal_log_prob(x: Tensor, mean: Tensor | float, variance: Tensor | float) -> Tensor:
+    """log N(x; mean, variance I) of each row."""
+    variance = torch.as_tensor(variance, dtype=torch.float64, device=x.device)
+    scaled = per_row((x.double() - mean) ** 2 / variance)
+    dims = x[0].numel()
+    log_det = (
+        dims * torch.log(variance) if variance.ndim == 0 else per_row(torch.log(variance).expand(x.shape))
+    )
+    return -(scaled + log_det + dims * math.log(2 * math.pi)) / 2
+
+
+def bin_log_density(x: Tensor, mean: Tensor, variance: Tensor | float, levels: int) -> Tensor:
+    """log of the normal's probability of x's bin over the bin's width; the end bins are open (Ho et al. 2020, eq. 13)."""
+    half = 1 / (levels - 1)
+    deviation = torch.as_tensor(variance, dtype=torch.float64, device=x.device).sqrt()
+    x, mean = x.double(), mean.double()
+    upper, lower = (x - mean + half) / deviation, (x - mean - half) / deviation
+    upper = torch.where(x > 1 - half, torch.inf, upper)
+    lower = torch.where(x < -1 + half, -torch.inf, lower)
+    # In the upper tail the difference of two numbers near 1 is lost; by symmetry it is taken in the lower.
+    flip = lower > 0
+    upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
+    high, low = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+    log_prob = high + torch.log(-torch.expm1((low - high).clamp(max=-1e-30)))
+    return per_row(log_prob - math.log(2 * half))
+
+
+def normal_kl(
+    mean_q: Tensor, variance_q: Tensor | float, mean_p: Tensor, variance_p: Tensor | float
+) -> Tensor:
+    """KL(N(mean_q, variance_q) || N(mean_p, variance_p)) of each row; variances are scalars or of x's shape."""
+    variance_q = torch.as_tensor(variance_q, dtype=torch.float64, device=mean_q.device)
+    variance_p = torch.as_tensor(variance_p, dtype=torch.float64, device=mean_q.device)
+    ratio = variance_q / variance_p
+    gap = (mean_q.double() - mean_p.double()) ** 2 / variance_p
+    return per_row((gap + ratio - 1 - torch.log(ratio)).expand(mean_q.shape)) / 2
+
+
+def prior_kl(schedule: Schedule, x0: Tensor) -> Tensor:
+    """KL(q(x_T | x0) || N(0, sigma_T^2 I)): what the start of sampling gets wrong."""
+    alpha, sigma = schedule.alpha(schedule.t_max), schedule.sigma(schedule.t_max)
+    return normal_kl(alpha * x0.double(), sigma**2, torch.zeros_like(x0), sigma**2)
+
+
+def step_bound(
+    denoiser: Denoiser,
+    x0: Tensor,
+    times: Tensor,
+    mean_and_variance: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """The K-step variational bound of -log p(x0) (Ho et al. 2020, eq. 5), term by term; K = len(times) - 1 rows a sample.
+
+    times: falling, the last one 0. mean_and_variance(x_s, s, t): the model's reverse step p(x_t | x_s). Each term is estimated with one
+    draw of x_s from q(x_s | x0). The last step's term is the bin's probability where the data has levels, else the normal's density.
+    """
+    schedule = denoiser.schedule
+    total = {"prior": prior_kl(schedule, x0), "diffusion": x0.new_zeros(len(x0), dtype=torch.float64)}
+    for s, t in zip(times[:-1], times[1:], strict=True):
+        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        x = denoiser.noised(x0, s, noise)
+        mean, variance = mean_and_variance(x, s, t)
+        if t > 0:
+            q = posterior(schedule, s, t)
+            total["diffusion"] += normal_kl(
+                q.on_x * x.double() + q.on_x0 * x0.double(), q.variance, mean, variance
+            )
+        elif denoiser.levels:
+            total["reconstruction"] = -bin_log_density(x0, mean, variance, denoiser.levels)
+        else:
+            total["reconstruction"] = -normal_log_prob(x0, mean.double(), variance)
+    return total
+
+
+def divergence(
+    f: Callable[[Tensor], Tensor], z: Tensor, trace: str, probe: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """f(z) and the trace of its Jacobian, row by row. "exact": D tangents; "hutchinson": one, the probe (rademacher or normal)."""
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
+        if trace == "hutchinson":
+            value, tangent = torch.func.jvp(f, (z,), (probe,))
+            return value, per_row(tangent * probe)
+        total = z.new_zeros(len(z), dtype=torch.float64)
+        for i in range(z[0].numel()):
+            unit = torch.zeros_like(z)
+            unit.flatten(1)[:, i] = 1
+            value, tangent = torch.func.jvp(f, (z,), (unit,))
+            total += tangent.flatten(1)[:, i].double()
+    return value, total
+
+
+def drift(denoiser: Denoiser, z: Tensor, u: Tensor) -> Tensor:
+    """dz/du of the probability flow in z = x / alpha against u = log(sigma / alpha): z - x0, one ODE for every schedule."""
+    r = torch.exp(u)
+    return z - denoiser.at(z, torch.ones_like(r), r).x0
+
+
+def flow_nll(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    trace: str = "hutchinson",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """-log p(x) in nats by the probability flow (Song et al. 2021, app. D.2), classical Runge-Kutta over the given rising times.
+
+    x is taken to be data at times[0], as the paper does. 4 (len(times) - 1) rows a sample; the derivatives are the counter's jvps.
+    """
+    if trace not in TRACES:
+        raise ValueError(f"no trace {trace!r}; there are {', '.join(TRACES)}")
+    schedule = denoiser.schedule
+    grid = -schedule.lam(times)
+    alpha_0, alpha_t = schedule.alpha(times[0]), schedule.alpha(times[-1])
+    probe = None
+    if trace == "hutchinson":
+        probe = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
+    z, change = x / rowwise(alpha_0, x), x.new_zeros(len(x), dtype=torch.float64)
+
+    def slope(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        return divergence(lambda y: drift(denoiser, y, u), z, trace, probe)
+
+    for u, u_next in zip(grid[:-1], grid[1:], strict=True):
+        h = float(u_next - u)
+        k1, d1 = slope(z, u)
+        k2, d2 = slope(z + h / 2 * k1, u + h / 2)
+        k3, d3 = slope(z + h / 2 * k2, u + h / 2)
+        k4, d4 = slope(z + h * k3, u_next)
+        z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        change = change + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+    sigma = schedule.sigma(times[-1])
+    dims = x[0].numel()
+    log_prior = normal_log_prob(rowwise(alpha_t, x) * z, 0.0, sigma**2)
+    return -(log_prior + change + dims * (torch.log(alpha_t) - torch.log(alpha_0)))

@@ -1,0 +1,188 @@
+"""The one training loop: Adam, EMA, checkpoints from which training goes on exactly, and the cost of it all.
+
+The budget is counted in images seen. The randomness of a step depends on the seed, the loop and the step alone, so a training that
+was killed and resumed equals one that was not. A `session`, opened by whoever trains, says where checkpoints go, which seed and device
+are used and who is told of progress; inside it plugins call `fit`.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+Report = Callable[[str, int, int, float], None]  # label, images seen, images in all, loss
+
+
+@dataclass
+class Session:
+    """Where and how trainings of one model run, and what they have cost so far."""
+
+    folder: Path | None = None
+    seed: int = 0
+    device: str = "cpu"
+    label: str = "training"
+    report: Report | None = None
+    minutes: float | None = None
+    save_every: float = 15.0  # seconds
+    loops: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    capped: bool = False
+
+
+CURRENT: ContextVar[Session | None] = ContextVar("training session", default=None)
+
+
+@contextmanager
+def session(**settings):
+    """Open a training session; yields it, so that its cost can be read afterwards."""
+    opened = Session(**settings)
+    token = CURRENT.set(opened)
+    try:
+        yield opened
+    finally:
+        CURRENT.reset(token)
+
+
+def seeded(*parts: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator for whoever these numbers name; neighbouring numbers give unrelated streams."""
+    mixed = 0x9E3779B97F4A7C15
+    for part in parts:
+        mixed = ((mixed ^ (part & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+        mixed ^= mixed >> 31
+    return torch.Generator(device).manual_seed(mixed % 2**63)
+
+
+def fit(
+    loss: Callable[[Tensor, torch.Generator], Tensor],
+    model: nn.Module,
+    data,
+    images: int,
+    *,
+    batch: int = 128,
+    lr: float = 1e-3,
+    ema: float = 0.05,
+    warmup: float = 0.02,
+    decay: float = 0.3,
+    clip: float = 1.0,
+) -> nn.Module:
+    """Fit the model's trainable parameters in place, ending on their exponential moving average.
+
+    loss: (x0 (batch, *shape) in [-1, 1], generator) -> one loss a row. images: the budget, in images seen.
+    ema: half-life of the average as a share of the images seen so far (EDM2's power-function idea: early weights are forgotten).
+    warmup, decay: shares of the budget over which the learning rate rises and, at the end, falls to zero.
+    """
+    run = CURRENT.get() or Session()
+    run.loops += 1
+    loop = run.loops
+    batch = min(batch, max(1, images))
+    total = max(1, math.ceil(images / batch))
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    average = {name: p.detach().clone() for name, p in weights.items()}
+    optimiser = torch.optim.Adam(weights.values(), lr=lr, betas=(0.9, 0.99), fused=False)
+    path = run.folder / f"loop-{loop}.safetensors" if run.folder else None
+    step, seconds, curve = restore(path, weights, average, optimiser) if path else (0, 0.0, [])
+    model.train()
+    started = saved = time.monotonic()
+    seen_loss = 0.0
+    stored = data.train
+    while step < total:
+        generator = seeded(run.seed, loop, step)
+        torch.manual_seed(generator.initial_seed())  # dropout and whatever else has no generator of its own
+        index = torch.randint(len(stored), (batch,), generator=generator)
+        x0 = data.scale(stored[index]).to(run.device)
+        value = loss(x0, generator).mean()
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        for group in optimiser.param_groups:
+            group["lr"] = lr * ramp(step / total, warmup, decay)
+        nn.utils.clip_grad_norm_(weights.values(), clip)
+        optimiser.step()
+        step += 1
+        keep = 0.5 ** (batch / max(batch, ema * step * batch))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.values()), [p.detach() for p in weights.values()], 1 - keep)
+        if step % 50 == 0 or step == total:
+            seen_loss = float(value.detach())
+            curve.append((step * batch, seen_loss))
+            if not math.isfinite(seen_loss):
+                raise FloatingPointError(
+                    f"{run.label}: the loss is no longer finite after {step * batch:,} images"
+                )
+            if run.report:
+                run.report(run.label, step * batch, total * batch, seen_loss)
+        now = time.monotonic()
+        if path and now - saved > run.save_every:
+            save(path, weights, average, optimiser, step, seconds + now - started, curve)
+            saved = now
+        if run.minutes is not None and run.seconds + now - started > 60 * run.minutes:
+            run.capped = True
+            break
+    seconds += time.monotonic() - started
+    if path and total:
+        save(path, weights, average, optimiser, step, seconds, curve)
+    with torch.no_grad():
+        for name, p in weights.items():
+            p.copy_(average[name])
+    model.eval()
+    run.images += step * batch
+    run.seconds += seconds
+    run.curve += curve
+    return model
+
+
+def ramp(share: float, warmup: float, decay: float) -> float:
+    """The learning rate's factor at this share of the budget: linear up, flat, cosine down to zero."""
+    up = min(1.0, (share + 1e-3) / warmup) if warmup else 1.0
+    down = max(0.0, (share - (1 - decay)) / decay) if decay else 0.0
+    return up * (1 + math.cos(math.pi * down)) / 2
+
+
+def save(path: Path, weights, average, optimiser, step: int, seconds: float, curve) -> None:
+    """Write everything a step depends on, whole or not at all."""
+    tensors = {f"weight/{name}": p.detach() for name, p in weights.items()}
+    tensors |= {f"average/{name}": p for name, p in average.items()}
+    for name, p in weights.items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{moment}/{name}"] = optimiser.state[p][moment]
+    tensors["curve"] = torch.tensor(curve, dtype=torch.float64).reshape(-1, 2)
+    tensors = {name: p.contiguous().cpu() for name, p in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    save_file(tensors, part, {"step": str(step), "seconds": repr(seconds)})
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def restore(path: Path, weights, average, optimiser) -> tuple[int, float, list]:
+    """Go on from a checkpoint; a missing, torn or foreign one counts as none."""
+    try:
+        with safe_open(path, "pt") as file:
+            step, seconds = int(file.metadata()["step"]), float(file.metadata()["seconds"])
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        fits = all(stored[f"weight/{name}"].shape == p.shape for name, p in weights.items())
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return 0, 0.0, []
+    if not fits:
+        return 0, 0.0, []
+    with torch.no_grad():
+        for name, p in weights.items():
+            p.copy_(stored[f"weight/{name}"])
+            average[name].copy_(stored[f"average/{name}"])
+            optimiser.state[p] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": stored[f"exp_avg/{name}"].to(p.device),
+                "exp_avg_sq": stored[f"exp_avg_sq/{name}"].to(p.device),
+            }
+    return step, seconds, [(int(seen), value) for seen, value in stored["curve"].tolist()]

@@ -1,0 +1,80 @@
+"""Method: what a plugin declares and what it may implement."""
+
+import dataclasses
+import typing
+
+import torch
+from torch import Tensor, nn
+
+
+class Method:
+    """A method of the surveys; its annotated fields are its hyper-parameters. Declarations are literals.
+
+    A subclass becomes a frozen dataclass of its annotated fields. The first line of its docstring is its name in tables. It may
+    implement any of `build`, `train`, `sample` and `nll`; what it does not implement it does not have.
+    """
+
+    paper = ""  # "arXiv:2010.02502"; required
+    entry: typing.ClassVar[str] = ""  # its entry in taxonomy.yaml, where that is not its own name
+    leaf: typing.ClassVar[str] = ""  # its leaf, only for a plugin that lies outside the zoo
+    base: typing.ClassVar[str | None] = "denoiser"  # a recipe of bases.py; None to build its own
+    kinds: typing.ClassVar[set] = {"image", "vector"}
+    schedules: typing.ClassVar[tuple] = (
+        "vp",
+        "vp_cosine",
+        "subvp",
+        "ve",
+        "edm",
+        "flow",
+    )  # the first is its default
+    order: typing.ClassVar[int | None] = (
+        None  # global order of convergence with the paper's own start and end
+    )
+    least: typing.ClassVar[int] = 1  # evaluations below which it is undefined; smaller budgets print "<least"
+    per_nfe: typing.ClassVar[bool] = False  # True: its model is trained for one NFE
+    adaptive: typing.ClassVar[bool] = (
+        False  # it picks its own number of evaluations, from its field `tolerance`
+    )
+    likelihood: typing.ClassVar[str | None] = None  # "elbo" | "ode"
+    dequantise: typing.ClassVar[str] = "uniform"  # | "own" | "none"
+    version: typing.ClassVar[int] = 1  # raised when its numbers change
+
+    schedule: str = ""  # the schedule it is seen under; "" is the first of `schedules`
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        # Declarations of this class that a subclass sets without annotating stay declarations; annotated names become fields.
+        dataclasses.dataclass(frozen=True, kw_only=True, repr=True)(cls)
+
+    def build(self, base: nn.Module | None, data, nfe: int) -> nn.Module:
+        """The untrained model, everything `sample` and `nll` need as parameters and buffers; by default the base."""
+        return base
+
+    def train(self, model: nn.Module, base: nn.Module | None, data, images: int, nfe: int) -> None:
+        """Fit the model in place, within `images` images seen; by default nothing."""
+
+    def start(self, model: nn.Module, n: int, generator: torch.Generator, device: str = "cpu") -> Tensor:
+        """n draws of where sampling starts; by default the denoiser's prior. Seeded, unit noise first, on the CPU."""
+        return model.prior(n, generator, device)
+
+    # sample(self, model, x, nfe) -> Tensor of the data's shape, and
+    # nll(self, model, x, nfe) -> nats, one a row, or a dict of named terms that sum to it: implemented or absent.
+
+
+dataclasses.dataclass(frozen=True, kw_only=True)(Method)
+
+
+def abilities(cls: type[Method]) -> list[str]:
+    """Which of train, sample and nll the class implements."""
+    return [
+        name
+        for name in ("train", "sample", "nll")
+        if getattr(cls, name, None) not in (None, getattr(Method, name, None))
+    ]
+
+
+def parameters(method: Method) -> dict[str, object]:
+    """The hyper-parameters of an instance, in the order declared, with the schedule that stands behind the default."""
+    found = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    found["schedule"] = method.schedule or method.schedules[0]
+    return found
