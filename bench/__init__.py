@@ -1,4 +1,6 @@
-"""The benchmark harness: runs the zoo's methods at matched, measured NFE and tells which differences are real."""
+"""The benchmark harness: runs the zoo's methods at matched, measured NFE and tells which differences are
+real.
+"""
 
 __version__ = "0.1.0"
 __all__ = ["rows", "run"]

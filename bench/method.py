@@ -10,8 +10,9 @@ from torch import Tensor, nn
 class Method:
     """A method of the surveys; its annotated fields are its hyper-parameters. Declarations are literals.
 
-    A subclass becomes a frozen dataclass of its annotated fields. The first line of its docstring is its name in tables. It may
-    implement any of `build`, `train`, `sample` and `nll`; what it does not implement it does not have.
+    A subclass becomes a frozen dataclass of its annotated fields. The first line of its docstring is its
+    name in tables. It may implement any of `build`, `train`, `sample` and `nll`; what it does not implement
+    it does not have.
     """
 
     paper = ""  # "arXiv:2010.02502"; required
@@ -43,22 +44,28 @@ class Method:
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        # Declarations of this class that a subclass sets without annotating stay declarations; annotated names become fields.
+        # Declarations of this class that a subclass sets without annotating stay declarations; annotated
+        # names become fields.
         dataclasses.dataclass(frozen=True, kw_only=True, repr=True)(cls)
 
     def build(self, base: nn.Module | None, data, nfe: int) -> nn.Module:
-        """The untrained model, everything `sample` and `nll` need as parameters and buffers; by default the base."""
+        """The untrained model, everything `sample` and `nll` need as parameters and buffers; by default the
+        base.
+        """
         return base
 
     def train(self, model: nn.Module, base: nn.Module | None, data, images: int, nfe: int) -> None:
         """Fit the model in place, within `images` images seen; by default nothing."""
 
     def start(self, model: nn.Module, n: int, generator: torch.Generator, device: str = "cpu") -> Tensor:
-        """n draws of where sampling starts; by default the denoiser's prior. Seeded, unit noise first, on the CPU."""
+        """n draws of where sampling starts; by default the denoiser's prior. Seeded, unit noise first, on
+        the CPU.
+        """
         return model.prior(n, generator, device)
 
     # sample(self, model, x, nfe) -> Tensor of the data's shape, and
-    # nll(self, model, x, nfe) -> nats, one a row, or a dict of named terms that sum to it: implemented or absent.
+    # nll(self, model, x, nfe) -> nats, one a row, or a dict of named terms that sum to it: implemented or
+    # absent.
 
 
 dataclasses.dataclass(frozen=True, kw_only=True)(Method)
@@ -74,7 +81,9 @@ def abilities(cls: type[Method]) -> list[str]:
 
 
 def parameters(method: Method) -> dict[str, object]:
-    """The hyper-parameters of an instance, in the order declared, with the schedule that stands behind the default."""
+    """The hyper-parameters of an instance, in the order declared, with the schedule that stands behind the
+    default.
+    """
     found = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
     found["schedule"] = method.schedule or method.schedules[0]
     return found

@@ -1,0 +1,311 @@
+"""The command line. No logic here, and nothing heavy is imported before the command that needs it."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+RESULTS = click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("runs"), help="Results folder [runs]."
+)
+FORMAT = click.option("--format", "style", type=click.Choice(["text", "json"]), default="text")
+
+
+class Group(click.Group):
+    """No traceback for what a person can mend."""
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            click.echo("Stopped. The same command goes on from here.", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            sys.exit(0)
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise click.ClickException(
+                f"{error.strerror or error}{where}. What was done is kept; run again to go on."
+            ) from error
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="taxobench")
+def main() -> None:
+    """Diffusion models along the surveys' taxonomies: FID, IS and NLL at matched, measured NFE."""
+
+
+class Numbers(click.ParamType):
+    """`5,10,20` or `0-2`: whole numbers, none below `lowest`."""
+
+    name = "numbers"
+
+    def __init__(self, lowest: int):
+        self.lowest = lowest
+
+    def convert(self, value, param, context):
+        if isinstance(value, tuple):
+            return value
+        found: list[int] = []
+        for part in str(value).split(","):
+            first, dash, last = part.strip().partition("-")
+            try:
+                found += range(int(first), int(last) + 1) if dash and first else [int(part)]
+            except ValueError:
+                self.fail(f"{part.strip()!r} is not a whole number.", param, context)
+        wrong = [n for n in found if n < self.lowest]
+        if wrong or not found:
+            self.fail(
+                f"{wrong[0] if wrong else value} is too small; {self.lowest} is the least.", param, context
+            )
+        return tuple(dict.fromkeys(found))
+
+
+@main.command("list")
+@click.option("--category", help="Only this category.")
+@click.option("--leaf", help="Only this leaf.")
+@FORMAT
+def list_methods(category, leaf, style) -> None:
+    """What methods there are, without importing any."""
+    from bench import registry
+    from bench.selection import Selection, labelled
+    from bench.taxonomy import load
+
+    known = registry.plugins()
+    chosen = labelled(Selection(category=category, leaf=leaf), known) if category or leaf else set(known)
+    tree = load()
+    places = {leaf.folder: leaf for leaf in tree.leaves if leaf.folder}
+    records = [
+        {
+            "name": plugin.name,
+            "title": plugin.title,
+            "category": places[plugin.folder].category if plugin.folder in places else "",
+            "leaf": places[plugin.folder].id if plugin.folder in places else plugin.folder,
+            "paper": plugin.paper,
+            "kinds": plugin.kinds,
+            "abilities": list(plugin.abilities),
+        }
+        for plugin in sorted(known.values(), key=lambda p: (p.folder, p.name))
+        if plugin.name in chosen
+    ]
+    if style == "json":
+        click.echo(json.dumps(records, indent=1))
+        return
+    from tabulate import tabulate
+
+    header = {"name": "name", "title": "title", "leaf": "leaf", "paper": "paper", "abilities": "abilities"}
+    rows = [
+        {key: ", ".join(r[key]) if isinstance(r[key], list) else r[key] for key in header} for r in records
+    ]
+    click.echo(tabulate(rows, header, tablefmt="simple"))
+
+
+@main.command()
+@click.option("--category", help="Only this category.")
+@click.option("--survey", help="A survey's own tree: yang, cao, croitoru or ulhaq.")
+@FORMAT
+def taxonomy(category, survey, style) -> None:
+    """The tree of the surveys: what is covered and what is missing."""
+    from bench import registry
+    from bench.taxonomy import coverage, load
+
+    tree = load()
+    known = registry.plugins()
+    if survey:
+        click.echo(tree_text(tree.view(survey, set(known))))
+        return
+    records = coverage(tree, [(plugin.name, plugin.folder) for plugin in known.values() if plugin.folder])
+    if category:
+        wanted = tree.category(category).id
+        records = [record for record in records if record["category"] == wanted]
+    if style == "json":
+        click.echo(json.dumps(records, indent=1))
+        return
+    for record in records:
+        mark = "covered" if record["covered"] else "missing"
+        click.echo(f"{record['category']} / {record['title']}: {mark}")
+        for what in ("methods", "missing"):
+            if record[what]:
+                click.echo(f"    {what}: {', '.join(record[what])}")
+
+
+def tree_text(branch, depth: int = 0) -> str:
+    lines = [f"{'  ' * depth}{branch.title}" + (f"  [{', '.join(branch.plugins)}]" if branch.plugins else "")]
+    return "\n".join([*lines, *(tree_text(child, depth + 1) for child in branch.branches)])
+
+
+@main.command()
+@click.argument("method")
+@click.option("--plugin", "plugin_files", type=click.Path(path_type=Path), multiple=True)
+def show(method, plugin_files) -> None:
+    """A method's card: paper, place, parameters, published numbers."""
+    from bench.cards import card
+
+    click.echo(card(method, plugin_files))
+
+
+@main.command()
+@click.argument("methods", nargs=-1)
+@click.option("--category", help="Every method of a category, with its baselines.")
+@click.option("--leaf", help="Every method of a leaf.")
+@click.option("--survey", help="Read --category and --leaf as this survey's own labels.")
+@click.option("--data", default="digits", show_default=True, help="Data set.")
+@click.option(
+    "--base", default="denoiser", show_default=True, help="Recipe, checkpoint folder, or module.py:make."
+)
+@click.option(
+    "--nfe", type=Numbers(1), default="5,10,20,50", show_default=True, help="Budgets, evaluations a sample."
+)
+@click.option(
+    "--seeds", type=Numbers(0), default="0", show_default=True, help="Seeds of sampling: 0,1 or 0-2."
+)
+@click.option("--train-seed", type=click.IntRange(0), default=0, help="Seed of training.")
+@click.option(
+    "--images", type=click.IntRange(1), help="Training budget of methods that train, in images seen."
+)
+@click.option("--samples", type=click.IntRange(1), help="Samples a cell.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    help="fid, is, kid, precision, recall, ...; the data's defaults otherwise.",
+)
+@click.option("--extractor", help="Feature extractor; the data's default otherwise.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or auto.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each worker.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
+@click.option("--micro-batch", type=click.IntRange(1), help="Rows given to the network at once.")
+@click.option("--minutes", type=float, help="Cap on each training's time; it goes on at the next run.")
+@click.option(
+    "--plugin",
+    "plugin_files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A method's file outside the zoo; its code runs.",
+)
+@click.option(
+    "--keep", type=click.IntRange(0), default=16, show_default=True, help="Sample images kept a cell."
+)
+@click.option("--again", is_flag=True, help="Measure again what is answered already.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and its cost, and draw nothing.")
+@click.option("--format", "style", type=click.Choice(["md", "latex", "csv", "json"]), default="md")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@RESULTS
+def run(methods, category, leaf, survey, plugin_files, dry_run, style, quiet, device, **settings) -> None:
+    """Measure METHODS (name[:param=a,b]...) and print the table; goes on where an earlier run stopped."""
+    from bench import plan as plans
+    from bench import runner
+    from bench.progress import Progress
+    from bench.selection import Selection
+    from bench.tables import render
+
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    selection = Selection(methods, category, leaf, survey, plugin_files)
+    request = plans.Request(selection, device=device, **settings)
+    if dry_run:
+        click.echo(plans.described(plans.planned(request, train=False)))
+        return
+    with Progress(quiet) as progress:
+        plan = plans.planned(request, progress)
+        runner.execute(plan, progress)
+    found = runner.results(plan)
+    click.echo(render(found.tables, style, found.baselines))
+    for line in plan.skipped:
+        click.echo(f"left out: {line}", err=True)
+    if found.failed:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.option("--category", help="Only methods of this category.")
+@click.option("--data", help="Only this data set.")
+@click.option("--metric", "metrics", multiple=True, help="Only these metrics (fid, or fid[digits]).")
+@click.option("--nfe", type=Numbers(0), help="Only these budgets.")
+@click.option("--protocol", help="Only rows of this protocol fingerprint.")
+@click.option("--reference", is_flag=True, help="The committed results instead of runs/.")
+@click.option("--format", "style", type=click.Choice(["md", "latex", "csv", "json"]), default="md")
+@RESULTS
+def table(category, data, metrics, nfe, protocol, reference, style, results) -> None:
+    """Tables of what was measured."""
+    from bench import store
+    from bench.tables import chosen, render, tables
+
+    folder = Path(__file__).resolve().parents[1] / "results" if reference else results
+    rows = chosen(store.read(folder), category=category, data=data, nfe=nfe, protocol=protocol)
+    if not rows:
+        raise click.ClickException(f"{folder} holds no rows of that kind; `bench run` measures some.")
+    click.echo(render(tables(rows, metrics), style))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="The data set the samples are of.")
+@click.option("--metric", "metrics", multiple=True, help="fid, is, kid, precision, recall, ...")
+@click.option("--extractor", help="Feature extractor; the data's default otherwise.")
+@click.option("--method", default="", help="A name for these samples: appends rows to --results.")
+@click.option("--nfe", type=click.IntRange(1), help="Their NFE, as declared; it is not measured.")
+@FORMAT
+@RESULTS
+def score(path, data, metrics, extractor, method, nfe, style, results) -> None:
+    """FID, IS, KID with error bars for anyone's samples (.npz or a folder of images)."""
+    from bench.scoring import score_file
+
+    found = score_file(path, data, metrics, extractor)
+    if style == "json":
+        click.echo(json.dumps(found, indent=1))
+    else:
+        for record in found:
+            number = f"{record['value']:.4f} ± {record['stderr']:.4f}"
+            click.echo(f"{record['metric']}: {number}  ({record['samples']:,} samples)")
+
+
+@main.command()
+@click.argument("data")
+@click.argument("base", default="denoiser")
+@click.option("--images", type=click.IntRange(1), help="Budget in images seen; the data's default otherwise.")
+@click.option("--minutes", type=float, help="Stop after this long; run again to go on.")
+@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--device", default="cpu", show_default=True)
+def train(data, base, images, minutes, seed, device) -> None:
+    """Train a shared base, or go on with it."""
+    from bench import bases
+    from bench.data import load
+    from bench.progress import Progress
+
+    with Progress() as progress:
+        how = bases.How(device, progress.report, minutes)
+        _, card = bases.denoiser_of(base, load(data), seed, images, how)
+    for name in ("sha256", "images", "seconds", "loss_train", "loss_held_out"):
+        if name in card:
+            click.echo(f"{name}: {card[name]}")
+
+
+@main.group("data")
+def data_group() -> None:
+    """Data sets: what there is, and how to get it."""
+
+
+@data_group.command("list")
+def data_list() -> None:
+    """The names of the data sets."""
+    from bench.data import names
+
+    click.echo("\n".join([*names(), "folder:PATH@SIZE", "npz:PATH"]))
+
+
+@data_group.command("fetch")
+@click.argument("name")
+def data_fetch(name) -> None:
+    """Download a data set."""
+    from bench.data import fetch
+
+    where = fetch(name)
+    click.echo(f"{name}: {where}" if where else f"{name} needs no download.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Cell, Chunk and Row: the unit of a question, of work, of an answer."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+from bench.cache import canonical, key_of
+
+SCHEMA = 1
+BLOCKS = 20  # of the jackknife; part of the protocol
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question: what does this method, at these parameters, on this base, score within `nfe` evaluations
+    a sample?
+    """
+
+    method: str
+    version: int
+    parameters: str  # canonical JSON of the hyper-parameters
+    data: str
+    base: str  # the recipe or path of the shared network, "" where the method builds its own
+    base_id: str  # sha256 of its weights
+    train_seed: int
+    images: int | None  # training budget of the method itself, None where it has no training
+    ask: str  # "sample" | "nll"
+    nfe: int
+    seed: int
+    samples: int
+    chunk: int
+    protocol: str  # fingerprint of what measures
+    source: str  # sha256 of the plugin's file
+
+    @cached_property
+    def key(self) -> str:
+        """The cell's identity: all of its fields but the source."""
+        facts = asdict(self)
+        del facts["source"]  # a plugin says by its `version` when its numbers change
+        return key_of(facts, 20)
+
+    @property
+    def chunks(self) -> range:
+        return range(math.ceil(self.samples / self.chunk))
+
+    def rows_of(self, chunk: int) -> range:
+        """The sample indices of one chunk."""
+        return range(chunk * self.chunk, min(self.samples, (chunk + 1) * self.chunk))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The cost of one drawn chunk; the samples themselves lie in a file."""
+
+    number: int
+    n: int
+    rows: int
+    jvps: int
+    vjps: int
+    extra: int
+    seconds: float
+    memory: float  # peak, MiB
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured number with its jackknife replicates and everything that says what it is a number of."""
+
+    key: str
+    method: str
+    version: int
+    parameters: dict
+    data: str
+    base: str
+    base_id: str
+    train_seed: int
+    images: int | None
+    ask: str
+    budget: int
+    seed: int
+    samples: int
+    protocol: str
+    metric: str
+    value: float | None
+    replicates: list[float] = field(default_factory=list)
+    nfe: float | None = None
+    nfe_max: float | None = None
+    extra: float = 0.0
+    jvps: float = 0.0
+    vjps: float = 0.0
+    seconds: float | None = None
+    memory: float | None = None
+    train_images: int = 0
+    train_seconds: float = 0.0
+    train_rows: int = 0  # evaluations spent on search and estimation
+    start: str = ""
+    details: dict = field(default_factory=dict)
+    error: str | None = None
+    source: str = ""
+    versions: dict = field(default_factory=dict)
+    device: str = ""
+    threads: int = 0
+    host: str = ""
+    commit: str = ""
+    time: str = ""
+    schema: int = SCHEMA
+
+    def line(self) -> str:
+        return canonical(asdict(self))

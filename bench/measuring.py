@@ -1,0 +1,225 @@
+"""From drawn chunks to rows: the metrics of a cell, its cost, and everything that says what its numbers are
+numbers of.
+"""
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench import store, worker
+from bench.cache import whole
+from bench.job import BLOCKS, Cell, Chunk, Row
+from bench.metrics.fidelity import measure
+from bench.metrics.jackknife import Measured, of_mean
+from bench.metrics.likelihood import measure_excess, measure_nll
+from bench.plan import SAMPLES, Plan, expected, named
+from bench.tables import FLOOR
+from bench.worker import Ready
+
+
+@dataclass(frozen=True)
+class Readied:
+    """What is known of a cell once its model stands: the cost of training, where sampling starts, what was
+    searched.
+    """
+
+    card: dict
+    start: str
+    tolerance: float | None = None
+    searched: int = 0  # rows spent on finding the tolerance
+
+
+def measured(plan: Plan, cell: Cell, chunks: list[Chunk], readied: Readied) -> list[Row]:
+    """The rows of a cell whose chunks are all drawn."""
+    files = [worker.read_chunk(plan.site.chunk_file(cell, number)) for number in cell.chunks]
+    if any(found is None for found in files):
+        raise ValueError("a chunk was damaged after it was drawn; run again to draw it anew")
+    tensors = [found[1] for found in files]
+    nfe = sum(chunk.rows for chunk in chunks) / sum(chunk.n for chunk in chunks)
+    if nfe > cell.nfe:
+        raise ValueError(f"it took {nfe:.2f} evaluations a sample, more than its budget of {cell.nfe}")
+    columns = (
+        sample_columns(plan, cell, tensors) if cell.ask == "sample" else nll_columns(plan, cell, tensors)
+    )
+    return [row_of(plan, cell, name, m, chunks, nfe, readied) for name, m in columns.items()]
+
+
+def sample_columns(plan: Plan, cell: Cell, tensors: list[dict]) -> dict[str, Measured]:
+    names = [name for name in plan.metrics["sample"] if name != "distance"]
+    stored = [found["samples"] for found in tensors]
+    columns = measure(names, stored, plan.data, plan.extractor, BLOCKS, plan.site.device)
+    if "distance" in plan.metrics["sample"] and "distance/end" in tensors[0]:
+        both = [torch.cat([found[f"distance/{end}"] for found in tensors]) for end in ("end", "denoised")]
+        nearest = min(both, key=lambda gap: float(gap.mean()))  # the end that this method arrives at
+        columns["distance"] = of_mean(nearest, BLOCKS)
+    if plan.request.keep and plan.data.kind == "image":
+        keep_images(plan, cell, stored)
+    return columns
+
+
+def nll_columns(plan: Plan, cell: Cell, tensors: list[dict]) -> dict[str, Measured]:
+    nats = torch.cat([found["nats"] for found in tensors])
+    terms = {
+        name[5:]: torch.cat([f[name] for f in tensors]) for name in tensors[0] if name.startswith("term/")
+    }
+    name, *excess = expected(plan, cell)
+    columns = {name: measure_nll(nats, plan.data, BLOCKS, terms if len(terms) > 1 else None)}
+    if excess:
+        exact = torch.cat([found["exact"] for found in tensors])
+        columns[excess[0]] = measure_excess(nats, exact, plan.data, BLOCKS)
+    return columns
+
+
+def keep_images(plan: Plan, cell: Cell, stored: list[torch.Tensor]) -> None:
+    """A few samples beside the rows, for grids and reports: uint8 or float16, by cell key."""
+    first = stored[0][: plan.request.keep].numpy()
+    path = plan.site.results / "samples" / f"{cell.key}.npz"
+    with whole(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, samples=first if first.dtype == np.uint8 else first.astype(np.float16))
+
+
+def floor(plan: Plan) -> None:
+    """What real data scores by the same measure: the held-out images against the training images."""
+    names = [name for name in plan.metrics["sample"] if name not in ("distance", "memorisation")]
+    cell = floor_cell(plan)
+    if not names or (cell.key, named(names[0], plan)) in store.answered(plan.site.results):
+        return
+    held_out = plan.data.test[: cell.samples]
+    if len(held_out) < 2 * BLOCKS:
+        return
+    found = measure(names, [held_out], plan.data, plan.extractor, BLOCKS, plan.site.device)
+    rows = [row_of(plan, cell, name, m, [], None, None) for name, m in found.items()]
+    store.append(plan.site.results, rows)
+
+
+def floor_cell(plan: Plan) -> Cell:
+    samples = min(len(plan.data.test), plan.request.samples or SAMPLES)
+    fingerprint = plan.cells[0].protocol if plan.cells else ""
+    for cell in plan.cells:
+        if cell.ask == "sample":
+            fingerprint = cell.protocol
+            break
+    return Cell(
+        FLOOR, 1, "{}", plan.request.data, "", "", 0, None, "sample", 0, 0, samples, samples, fingerprint, ""
+    )
+
+
+def floor_key(plan: Plan) -> str:
+    return floor_cell(plan).key
+
+
+def row_of(
+    plan: Plan,
+    cell: Cell,
+    metric: str,
+    found: Measured | None,
+    chunks: Sequence[Chunk],
+    nfe: float | None,
+    readied: Readied | None,
+    error: str | None = None,
+) -> Row:
+    """A row with everything that says what its number is a number of."""
+    readied = readied or Readied({}, "")
+    card = readied.card
+    parameters = json.loads(cell.parameters)
+    if readied.tolerance is not None:
+        parameters["tolerance"] = readied.tolerance
+    trained = cell.images is not None
+    n = sum(chunk.n for chunk in chunks) or 1
+    return Row(
+        key=cell.key,
+        method=cell.method,
+        version=cell.version,
+        parameters=parameters,
+        data=cell.data,
+        base=cell.base,
+        base_id=cell.base_id,
+        train_seed=cell.train_seed,
+        images=cell.images,
+        ask=cell.ask,
+        budget=cell.nfe,
+        seed=cell.seed,
+        samples=found.samples if found else cell.samples,
+        protocol=cell.protocol,
+        metric=metric,
+        value=found.value if found else None,
+        replicates=list(found.replicates) if found else [],
+        nfe=nfe,
+        nfe_max=max((chunk.rows / chunk.n for chunk in chunks), default=None),
+        extra=sum(chunk.extra for chunk in chunks) / n,
+        jvps=sum(chunk.jvps for chunk in chunks) / n,
+        vjps=sum(chunk.vjps for chunk in chunks) / n,
+        seconds=sum(chunk.seconds for chunk in chunks),
+        memory=max((chunk.memory for chunk in chunks), default=None),
+        train_images=card.get("images", 0) if trained else 0,
+        train_seconds=card.get("seconds", 0.0) if trained else 0.0,
+        train_rows=(card.get("rows", 0) if trained else 0) + readied.searched,
+        start=readied.start,
+        details=dict(found.extra) if found else {},
+        error=error,
+        source=cell.source,
+        versions=versions(),
+        device=device_name(plan.site.device),
+        threads=plan.site.threads,
+        host=platform.node(),
+        commit=commit(),
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("taxobench", "torch", "diffusers", "torchdiffeq", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@lru_cache
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+
+
+@lru_cache
+def commit() -> str:
+    """The commit of the checkout this code lies in, with a + where files differ from it; empty outside a
+    checkout.
+    """
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if head and git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def start_of(asked: Ready) -> str:
+    """What a method's samples start from; only methods of one start are paired."""
+    schedule = getattr(asked.model, "schedule", None)
+    if schedule is None:
+        return type(asked.model).__name__
+    return f"normal, sigma {float(schedule.sigma(schedule.t_max)):.4g}"
+
+
+def error_row(plan: Plan, cell: Cell, why: str, readied: Readied | None) -> Row:
+    """A row that says why there is no number."""
+    return row_of(plan, cell, "", None, [], None, readied, error=why)

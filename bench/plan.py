@@ -1,0 +1,241 @@
+"""A request becomes a plan: its cells, what measures them, and which of them the results folder does not
+answer yet.
+"""
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from bench import bases, protocol, registry, store
+from bench.cache import canonical, whole
+from bench.data import Data, load
+from bench.job import BLOCKS, Cell
+from bench.metrics import features
+from bench.metrics.names import METRICS, column, find
+from bench.progress import Progress
+from bench.registry import Plugin
+from bench.selection import Selection, selected
+from bench.worker import Site
+
+SAMPLES = 2000
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody wants to know, and where the answer goes."""
+
+    selection: Selection
+    data: str = "digits"
+    base: str = "denoiser"
+    nfe: tuple[int, ...] = (5, 10, 20, 50)
+    seeds: tuple[int, ...] = (0,)
+    train_seed: int = 0
+    images: int | None = None
+    samples: int | None = None
+    metrics: tuple[str, ...] = ()
+    extractor: str | None = None
+    results: Path = Path("runs")
+    device: str = "cpu"
+    threads: int | None = None
+    workers: int = 1
+    micro_batch: int | None = None
+    minutes: float | None = None
+    keep: int = 16
+    again: bool = False
+
+
+@dataclass
+class Plan:
+    """The cells of a request, and what measuring them needs."""
+
+    request: Request
+    data: Data
+    site: Site
+    cells: list[Cell]
+    metrics: dict[str, tuple[str, ...]]  # ask -> metric names
+    extractor: features.Extractor | None
+    todo: list[Cell] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    baselines: frozenset[str] = frozenset()
+
+
+def planned(request: Request, progress: Progress | None = None, train: bool = True) -> Plan:
+    """The cells that answer a request, and which of them the results folder does not answer yet.
+
+    `train` False plans without training the shared base; cells then carry a base id that no row has.
+    """
+    data = load(request.data)
+    site = site_of(request)
+    chosen = selected(request.selection, data.kind)
+    samples = request.samples or SAMPLES
+    if samples < 2 * BLOCKS:
+        raise click.BadParameter(
+            f"{samples} samples are too few for {BLOCKS} jackknife blocks; ask for {2 * BLOCKS} or more."
+        )
+    metrics = {"sample": sample_metrics(request, data), "nll": ("nll",)}
+    extractor = None
+    if any(METRICS[name].needs_extractor for name in metrics["sample"]):
+        extractor = features.extractor(
+            request.extractor or features.default_extractor(data), data, request.device
+        )
+    base_id = "none yet"
+    if train and any(plugin.base for plugin, _ in chosen.methods):
+        how = bases.How(request.device, progress.report if progress else None, request.minutes)
+        _, card = bases.denoiser_of(request.base, data, request.train_seed, None, how)
+        base_id = card["sha256"]
+    chunk = min(CHUNK, samples)
+    facts = {"sample": protocol.of_samples(data, extractor, samples, chunk)} if extractor else {}
+    cells, skipped = [], list(chosen.skipped)
+    for plugin, parameters in chosen.methods:
+        method = plugin.make(parameters)
+        for ask in ("sample", "nll"):
+            if ask not in plugin.abilities or (ask == "sample" and plugin.name in chosen.only_nll):
+                continue
+            budgets = request.nfe if plugin.name not in chosen.only_nll else (max(request.nfe),)
+            if ask == "nll":
+                rows = len(data.test)
+                facts["nll"] = protocol.of_likelihood(data, rows, min(CHUNK, rows), method.dequantise)
+            fingerprint = protocol.fingerprint(facts[ask])
+            store_later = (fingerprint, facts[ask])
+            for seed in request.seeds:
+                for nfe in budgets:
+                    if nfe < plugin.least:
+                        continue
+                    cells.append(
+                        Cell(
+                            method=plugin.name,
+                            version=plugin.version,
+                            parameters=canonical(parameters_of(plugin, parameters)),
+                            data=request.data,
+                            base=request.base if plugin.base else "",
+                            base_id=base_id if plugin.base else "",
+                            train_seed=request.train_seed,
+                            images=training_images(request, data) if "train" in plugin.abilities else None,
+                            ask=ask,
+                            nfe=nfe,
+                            seed=seed,
+                            samples=samples if ask == "sample" else len(data.test),
+                            chunk=chunk if ask == "sample" else min(CHUNK, len(data.test)),
+                            protocol=fingerprint,
+                            source=plugin.source,
+                        )
+                    )
+            if train:
+                store.record_protocol(request.results, *store_later)
+    plan = Plan(request, data, site, cells, metrics, extractor, skipped=skipped, baselines=chosen.baselines)
+    done = set() if request.again else store.answered(request.results)
+    plan.todo = [cell for cell in cells if any((cell.key, name) not in done for name in expected(plan, cell))]
+    return plan
+
+
+def site_of(request: Request) -> Site:
+    if request.device.startswith("cuda") and not torch.cuda.is_available():
+        raise click.BadParameter(
+            "there is no GPU here that torch can use; leave --device out or give --device cpu."
+        )
+    threads = request.threads or max(1, (os.cpu_count() or 1) // max(1, request.workers))
+    torch.set_num_threads(threads)
+    try:
+        request.results.mkdir(parents=True, exist_ok=True)
+        with whole(request.results / ".writable") as part:
+            part.write_text("")
+        (request.results / ".writable").unlink()
+    except OSError as error:
+        raise click.ClickException(
+            f"the results folder {request.results} cannot be written: {error.strerror}."
+        ) from None
+    files = tuple(path.resolve() for path in request.selection.plugin_files)
+    return Site(
+        request.results.resolve(), request.device, threads, request.micro_batch, files, request.minutes
+    )
+
+
+def sample_metrics(request: Request, data: Data) -> tuple[str, ...]:
+    """The metrics of samples that were asked for, or the defaults of the data."""
+    if request.metrics:
+        names = [find(name).name for name in request.metrics]
+    elif data.exact is not None:
+        names = ["fid", "sliced_wasserstein", "exact_nll", "distance"]
+    else:
+        names = ["fid", "is"] + (["memorisation"] if len(data.train) <= 10_000 else [])
+    names = [name for name in names if METRICS[name].of == "samples"]
+    for name in names:
+        if METRICS[name].exact and data.exact is None:
+            raise click.BadParameter(
+                f"{name} needs data whose distribution is known, which {data.name} is not."
+            )
+    return tuple(names)
+
+
+def training_images(request: Request, data: Data) -> int:
+    return request.images or bases.default_images(data)
+
+
+def parameters_of(plugin: Plugin, given: dict) -> dict:
+    """All hyper-parameters of a cell, the defaults among them."""
+    return {name: default for name, (_, default) in plugin.parameters.items()} | given
+
+
+def expected(plan: Plan, cell: Cell) -> list[str]:
+    """The columns that the rows of a cell fill."""
+    if cell.ask == "nll":
+        declared = registry.plugins(plan.site.plugin_files)[cell.method].declared
+        kind = declared.get("likelihood") or "elbo"
+        dequantise = declared.get("dequantise", "uniform")
+        qualifier = kind if not plan.data.levels or dequantise == "none" else f"{kind},{dequantise}"
+        excess = ["nll_excess[" + qualifier + "]"] if plan.data.exact is not None else []
+        return [column("nll", qualifier), *excess]
+    return [named(name, plan) for name in plan.metrics["sample"]]
+
+
+def named(name: str, plan: Plan) -> str:
+    return column(name, plan.extractor.name if METRICS[name].needs_extractor and plan.extractor else None)
+
+
+def described(plan: Plan) -> str:
+    """The plan in words: what would be drawn, and what it costs."""
+    cost = estimate(plan)
+    lines = [f"{cell.method:24} {cell.nfe:5} NFE  seed {cell.seed}  {cell.ask}" for cell in plan.todo]
+    trained = plan.data.exact is not None or not any(cell.base_id == "none yet" for cell in plan.cells)
+    lines.append(
+        f"{cost['cells']:,} of {len(plan.cells):,} cells to run: {cost['evaluations']:,} evaluations, "
+        f"about {cost['seconds'] / 60:.1f} minutes here"
+        + (
+            ""
+            if trained
+            else f", after training the base ({bases.default_images(plan.data):,} images) if need be"
+        )
+    )
+    return "\n".join(lines)
+
+
+def estimate(plan: Plan) -> dict[str, float]:
+    """What a plan will cost: network evaluations, and seconds by the speed of rows measured here before (or
+    of a trial batch).
+    """
+    evaluations = sum(cell.nfe * cell.samples for cell in plan.todo)
+    rows = [
+        row
+        for row in store.read(plan.request.results)
+        if row["data"] == plan.request.data and row["seconds"] and row["nfe"]
+    ]
+    speeds = [row["nfe"] * row["samples"] / row["seconds"] for row in rows if row["ask"] == "sample"]
+    speed = float(np.median(speeds)) if speeds else trial_speed(plan)
+    return {"cells": len(plan.todo), "evaluations": evaluations, "seconds": evaluations / speed}
+
+
+def trial_speed(plan: Plan) -> float:
+    """Rows a second of the base network, by one batch."""
+    model = bases.exact_denoiser(plan.data) if plan.data.exact is not None else bases.new_denoiser(plan.data)
+    x = model.prior(64)
+    with torch.no_grad():
+        model(x, model.schedule.t_max)
+        started = time.perf_counter()
+        model(x, model.schedule.t_max)
+    return 64 / (time.perf_counter() - started)

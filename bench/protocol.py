@@ -1,0 +1,49 @@
+"""The protocol: what must be equal for two numbers to share a column, and its fingerprint."""
+
+from bench.cache import key_of
+from bench.job import BLOCKS
+
+PRECISION = "float32"
+
+
+def of_samples(data, extractor, samples: int, chunk: int) -> dict:
+    """What decides a metric of samples besides the samples themselves."""
+    return common() | {
+        "data": data.fingerprint[:16],
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "reference": "population" if data.exact is not None else "train",
+        "reference_count": None if data.exact is not None else len(data.train),
+        "samples": samples,
+        "chunk": chunk,
+    }
+
+
+def of_likelihood(data, rows: int, chunk: int, dequantise: str) -> dict:
+    """What decides a likelihood besides the model."""
+    return common() | {
+        "data": data.fingerprint[:16],
+        "split": "test",
+        "rows": rows,
+        "chunk": chunk,
+        "dequantise": dequantise if data.levels else "none",
+    }
+
+
+def common() -> dict:
+    import torch
+
+    return {"blocks": BLOCKS, "precision": PRECISION, "torch": torch.__version__.split("+")[0]}
+
+
+def fingerprint(facts: dict) -> str:
+    return key_of(facts, 12)
+
+
+def difference(a: dict, b: dict) -> list[str]:
+    """What two protocols disagree on, one phrase each."""
+    return [
+        f"{name}: {a.get(name)} and {b.get(name)}"
+        for name in sorted(a.keys() | b.keys())
+        if a.get(name) != b.get(name)
+    ]

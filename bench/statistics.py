@@ -1,0 +1,100 @@
+"""Errors, paired differences and ties, from the replicates that every row carries.
+
+Replicate b is the metric with block b of the samples left out (the delete-a-block jackknife); block b holds
+the same noise for every method, so the differences of two methods' replicates are errors of their difference.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import t as student
+
+Estimate = tuple[float, Sequence[float]]  # a value and its replicates
+
+
+class Difference(NamedTuple):
+    """a - b, its standard error, and the two-sided p-value of its being zero."""
+
+    difference: float
+    stderr: float
+    p: float
+
+
+def stderr(replicates: Sequence[float]) -> float:
+    """The jackknife's standard error, sqrt((B - 1) / B sum_b (r_b - mean)^2); NaN of fewer than two."""
+    r = np.asarray(replicates, dtype=float)
+    if len(r) < 2:
+        return math.nan
+    return math.sqrt((len(r) - 1) / len(r) * np.square(r - r.mean()).sum())
+
+
+def interval(value: float, replicates: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """The t interval, B - 1 degrees of freedom, for the metric's expectation at this number of samples.
+
+    Where a method is all but perfect, a distance is quadratic in its error and the jackknife doubles its
+    variance: the interval is then too wide (for FID it covers 99 % instead of 95 %), never too narrow.
+    """
+    if len(replicates) < 2:
+        return math.nan, math.nan
+    half = student.ppf((1 + level) / 2, len(replicates) - 1) * stderr(replicates)
+    return value - half, value + half
+
+
+def bias_corrected(value: float, replicates: Sequence[float]) -> float:
+    """The value freed of its bias of order 1/N, B v - (B - 1) mean(r): that of infinitely many samples.
+
+    Its pseudo-values B v - (B - 1) r_b have the spread of the replicates, so that its interval is
+    `interval(bias_corrected(v, r), r)`. For FID it covers the population's value 95 to 97 % (measured), and
+    up to 99 % where that is next to 0. It is right for FID and the Inception score, but not for the sliced
+    Wasserstein distance, precision or recall, whose bias is of another order.
+    """
+    count = len(replicates)
+    return count * value - (count - 1) * float(np.mean(replicates)) if count else math.nan
+
+
+def paired_difference(a: Estimate, b: Estimate) -> Difference:
+    """How two methods of one column differ, by a paired t-test on replicates of the same blocks.
+
+    Without an error (fewer than two replicates, or NaN) p is NaN; equal replicates give 0 or 1.
+    Raises ValueError if the two have different numbers of blocks.
+    """
+    (value_a, r_a), (value_b, r_b) = a, b
+    if len(r_a) != len(r_b):
+        raise ValueError(
+            f"Replicates pair only block by block: one side has {len(r_a)} and the other {len(r_b)}; "
+            "measure both with the same number of blocks."
+        )
+    difference = value_a - value_b
+    error = stderr(np.subtract(r_a, r_b))
+    if math.isnan(difference) or math.isnan(error):
+        return Difference(difference, error, math.nan)
+    if error <= 1e-12 * max(abs(value_a), abs(value_b)):  # rounding, not spread
+        alike = abs(difference) <= 1e-9 * max(abs(value_a), abs(value_b))
+        return Difference(difference, error, 1.0 if alike else 0.0)
+    return Difference(difference, error, float(2 * student.sf(abs(difference) / error, len(r_a) - 1)))
+
+
+def holm(p: Mapping[str, float], level: float = 0.05) -> set[str]:
+    """The hypotheses rejected at a family-wise error of `level` (Holm, 1979); a NaN is never rejected."""
+    rejected = set()
+    ranked = sorted((value, name) for name, value in p.items() if not math.isnan(value))
+    for rank, (value, name) in enumerate(ranked):
+        if value > level / (len(p) - rank):
+            break
+        rejected.add(name)
+    return rejected
+
+
+def ties(column: Mapping[str, Estimate], better: str, level: float = 0.05) -> set[str]:
+    """The methods of a column that cannot be told from its best one, the best among them.
+
+    `better` is "lower" or "higher". A method whose value is not finite is no tie; one without errors is.
+    """
+    values = {name: value for name, (value, _) in column.items() if math.isfinite(value)}
+    if not values:
+        return set()
+    best = {"lower": min, "higher": max}[better](values, key=values.__getitem__)
+    p = {name: paired_difference(column[name], column[best]).p for name in values if name != best}
+    return values.keys() - holm(p, level)
