@@ -1,6 +1,7 @@
 """The counter every network passes through: rows, forward- and reverse-mode derivatives, and the allowance.
 
-Module hooks do not see torch.func's transforms, so the output passes through one autograd function that has a rule for each of them.
+Module hooks do not see torch.func's transforms, so the output passes through one autograd function that has
+a rule for each of them.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ class OverBudget(RuntimeError):
 
 @dataclass
 class Tally:
-    """What a network was asked: rows evaluated, tangents and cotangents carried through it, and the number of calls."""
+    """What a network was asked: rows evaluated, tangents and cotangents carried through it, and the number
+    of calls.
+    """
 
     rows: int = 0
     jvps: int = 0
@@ -66,8 +69,9 @@ class Pass(torch.autograd.Function):
 class Counted(nn.Module):
     """A network whose rows are counted when asked for, before they are split into micro-batches.
 
-    `net` is called as net(x, *more) with rows first; tensors among `more` that have a row for each of x's are split with it.
-    `role` is "nfe", or "extra" for networks that run once a sample at either end (decoders, VAE and GAN starts).
+    `net` is called as net(x, *more) with rows first; tensors among `more` that have a row for each of x's
+    are split with it. `role` is "nfe", or "extra" for networks that run once a sample at either end
+    (decoders, VAE and GAN starts).
     """
 
     def __init__(self, net: nn.Module, role: str = "nfe"):
@@ -114,8 +118,8 @@ def counters(model: nn.Module) -> Iterator[Counted]:
 def counting(model: nn.Module, allowance: int | None = None, micro_batch: int | None = None):
     """Count what the model's networks are asked inside the block; yields the tallies by role.
 
-    The networks of one role share one tally, so that a method cannot spend its budget once per network. `allowance` is in rows and
-    holds for the role "nfe"; asking for more raises OverBudget.
+    The networks of one role share one tally, so that a method cannot spend its budget once per network.
+    `allowance` is in rows and holds for the role "nfe"; asking for more raises OverBudget.
     """
     tallies = {"nfe": Tally(allowance=allowance), "extra": Tally()}
     before = [(network, network.tally, network.micro_batch) for network in counters(model)]

@@ -1,7 +1,8 @@
 """A network with its schedule and its form: what every plugin calls.
 
-Every parametrisation is a pair (a, b) with out = a x0 + b eps. Together with x = alpha x0 + sigma eps it is two equations in two
-unknowns, so the pair serves both ways: as the target of training and as the conversion of the output.
+Every parametrisation is a pair (a, b) with out = a x0 + b eps. Together with x = alpha x0 + sigma eps it is
+two equations in two unknowns, so the pair serves both ways: as the target of training and as the conversion
+of the output.
 """
 
 import copy
@@ -25,7 +26,9 @@ def form_f(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Ten
 
 
 def form_v(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
-    """v = alpha eps - sigma x0 (Salimans & Ho 2022), in the variance-preserving scaling of the same signal-to-noise ratio."""
+    """v = alpha eps - sigma x0 (Salimans & Ho 2022), in the variance-preserving scaling of the same
+    signal-to-noise ratio.
+    """
     norm = torch.sqrt(alpha**2 + sigma**2)
     return -sigma / norm, alpha / norm
 
@@ -41,13 +44,17 @@ FORMS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
 
 
 def rowwise(a: Tensor, x: Tensor) -> Tensor:
-    """A coefficient shaped to multiply x: a scalar as it is, one per row with x's trailing dimensions; in x's dtype and place."""
+    """A coefficient shaped to multiply x: a scalar as it is, one per row with x's trailing dimensions; in
+    x's dtype and place.
+    """
     a = torch.as_tensor(a)
     return a.to(x.device, x.dtype).view(-1, *[1] * (x.ndim - 1)) if a.ndim else a.to(x.device, x.dtype)
 
 
 class Prediction:
-    """What the network says of x: x0, eps, the score and v, each computed when asked for, and its `extra` channels."""
+    """What the network says of x: x0, eps, the score and v, each computed when asked for, and its `extra`
+    channels.
+    """
 
     def __init__(
         self, x: Tensor, out: Tensor, form: tuple[Tensor, Tensor], alpha: Tensor, sigma: Tensor, extra=None
@@ -86,8 +93,9 @@ class Prediction:
 class Denoiser(nn.Module):
     """A network with its schedule and its form; calling it at (x, t) gives a Prediction.
 
-    `net(x_in, lam)` is fed unit-variance inputs x / alpha / sqrt(sigma_data^2 + (sigma/alpha)^2) and half log-SNRs of shape (N,), and
-    returns a tensor of x's shape, or one with more channels, the rest being `Prediction.extra`. It may take labels as a third argument.
+    `net(x_in, lam)` is fed unit-variance inputs x / alpha / sqrt(sigma_data^2 + (sigma/alpha)^2) and half
+    log-SNRs of shape (N,), and returns a tensor of x's shape, or one with more channels, the rest being
+    `Prediction.extra`. It may take labels as a third argument.
     """
 
     def __init__(
@@ -117,7 +125,9 @@ class Denoiser(nn.Module):
         return self.at(x, alpha, sigma)
 
     def at(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
-        """The prediction at x = alpha x0 + sigma eps for scales given outright rather than by a time; float64, scalars or one a row."""
+        """The prediction at x = alpha x0 + sigma eps for scales given outright rather than by a time;
+        float64, scalars or one a row.
+        """
         alpha, sigma = (
             torch.as_tensor(alpha, dtype=torch.float64),
             torch.as_tensor(sigma, dtype=torch.float64),
@@ -131,7 +141,9 @@ class Denoiser(nn.Module):
         return Prediction(x, out[:, :channels], (a, b), alpha, sigma, extra)
 
     def raw(self, x_in: Tensor, lam: Tensor) -> Tensor:
-        """The network's own output for a unit-variance input; with guidance, of its labelled and its unlabelled reading (two rows)."""
+        """The network's own output for a unit-variance input; with guidance, of its labelled and its
+        unlabelled reading (two rows).
+        """
         if self.labels is None:
             return self.net(x_in, lam)
         labels = self.labels[: len(x_in)].to(x_in.device)
@@ -146,9 +158,8 @@ class Denoiser(nn.Module):
         low, high = float(t.min()), float(t.max())
         slack = 1e-6 * self.schedule.t_max
         if low < self.schedule.t_min * (1 - 1e-6) or high > self.schedule.t_max + slack:
-            raise ValueError(
-                f"the network was asked at t = {low:.6g} to {high:.6g}; it knows {self.schedule.t_min:.6g} to {self.schedule.t_max:.6g}"
-            )
+            known = f"{self.schedule.t_min:.6g} to {self.schedule.t_max:.6g}"
+            raise ValueError(f"the network was asked at t = {low:.6g} to {high:.6g}; it knows {known}")
 
     def under(self, schedule: Schedule) -> "Denoiser":
         """The same network seen under another schedule, narrowed to the half log-SNRs it knows."""
@@ -158,7 +169,9 @@ class Denoiser(nn.Module):
         return other
 
     def given(self, labels: Tensor, scale: float | None = None) -> "Denoiser":
-        """This denoiser with labels (N,) bound and, with `scale`, classifier-free guidance: free + scale (given - free), cost two."""
+        """This denoiser with labels (N,) bound and, with `scale`, classifier-free guidance: free + scale
+        (given - free), cost two.
+        """
         other = copy.copy(self)
         other._modules = dict(self._modules)
         other.labels, other.guidance = labels, scale

@@ -1,11 +1,14 @@
-"""Likelihood tools: the flow's density by the instantaneous change of variables, and the terms of K-step bounds. All in nats a row.
+"""Likelihood tools: the flow's density by the instantaneous change of variables, and the terms of K-step
+bounds. All in nats a row.
 
-Densities are per unit of x on [-1, 1]. For data of L levels, a level's probability divided by its bin width 2/(L-1) is such a density,
-so that both kinds turn into bits/dim by the one formula of bench.metrics.likelihood.
+Densities are per unit of x on [-1, 1]. For data of L levels, a level's probability divided by its bin width
+2/(L-1) is such a density, so that both kinds turn into bits/dim by the one formula of
+bench.metrics.likelihood.
 """
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -35,7 +38,9 @@ def normal_log_prob(x: Tensor, mean: Tensor | float, variance: Tensor | float) -
 
 
 def bin_log_density(x: Tensor, mean: Tensor, variance: Tensor | float, levels: int) -> Tensor:
-    """log of the normal's probability of x's bin over the bin's width; the end bins are open (Ho et al. 2020, eq. 13)."""
+    """log of the normal's probability of x's bin over the bin's width; the end bins are open (Ho et al.
+    2020, eq. 13).
+    """
     half = 1 / (levels - 1)
     deviation = torch.as_tensor(variance, dtype=torch.float64, device=x.device).sqrt()
     x, mean = x.double(), mean.double()
@@ -53,7 +58,7 @@ def bin_log_density(x: Tensor, mean: Tensor, variance: Tensor | float, levels: i
 def normal_kl(
     mean_q: Tensor, variance_q: Tensor | float, mean_p: Tensor, variance_p: Tensor | float
 ) -> Tensor:
-    """KL(N(mean_q, variance_q) || N(mean_p, variance_p)) of each row; variances are scalars or of x's shape."""
+    """KL(N(mean_q, variance_q) || N(mean_p, variance_p)) of each row; variances: scalars or of x's shape."""
     variance_q = torch.as_tensor(variance_q, dtype=torch.float64, device=mean_q.device)
     variance_p = torch.as_tensor(variance_p, dtype=torch.float64, device=mean_q.device)
     ratio = variance_q / variance_p
@@ -74,14 +79,16 @@ def step_bound(
     mean_and_variance: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """The K-step variational bound of -log p(x0) (Ho et al. 2020, eq. 5), term by term; K = len(times) - 1 rows a sample.
+    """The K-step variational bound of -log p(x0) (Ho et al. 2020, eq. 5), term by term; K = len(times) - 1
+    rows a sample.
 
-    times: falling, the last one 0. mean_and_variance(x_s, s, t): the model's reverse step p(x_t | x_s). Each term is estimated with one
-    draw of x_s from q(x_s | x0). The last step's term is the bin's probability where the data has levels, else the normal's density.
+    times: falling, the last one 0. mean_and_variance(x_s, s, t): the model's reverse step p(x_t | x_s). Each
+    term is estimated with one draw of x_s from q(x_s | x0). The last step's term is the bin's probability
+    where the data has levels, else the normal's density.
     """
     schedule = denoiser.schedule
     total = {"prior": prior_kl(schedule, x0), "diffusion": x0.new_zeros(len(x0), dtype=torch.float64)}
-    for s, t in zip(times[:-1], times[1:], strict=True):
+    for s, t in pairwise(times):
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         x = denoiser.noised(x0, s, noise)
         mean, variance = mean_and_variance(x, s, t)
@@ -100,7 +107,9 @@ def step_bound(
 def divergence(
     f: Callable[[Tensor], Tensor], z: Tensor, trace: str, probe: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """f(z) and the trace of its Jacobian, row by row. "exact": D tangents; "hutchinson": one, the probe (rademacher or normal)."""
+    """f(z) and the trace of its Jacobian, row by row. "exact": D tangents; "hutchinson": one, the probe
+    (rademacher or normal).
+    """
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
         if trace == "hutchinson":
             value, tangent = torch.func.jvp(f, (z,), (probe,))
@@ -115,7 +124,9 @@ def divergence(
 
 
 def drift(denoiser: Denoiser, z: Tensor, u: Tensor) -> Tensor:
-    """dz/du of the probability flow in z = x / alpha against u = log(sigma / alpha): z - x0, one ODE for every schedule."""
+    """dz/du of the probability flow in z = x / alpha against u = log(sigma / alpha): z - x0, one ODE for
+    every schedule.
+    """
     r = torch.exp(u)
     return z - denoiser.at(z, torch.ones_like(r), r).x0
 
@@ -127,9 +138,11 @@ def flow_nll(
     trace: str = "hutchinson",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """-log p(x) in nats by the probability flow (Song et al. 2021, app. D.2), classical Runge-Kutta over the given rising times.
+    """-log p(x) in nats by the probability flow (Song et al. 2021, app. D.2), classical Runge-Kutta over the
+    given rising times.
 
-    x is taken to be data at times[0], as the paper does. 4 (len(times) - 1) rows a sample; the derivatives are the counter's jvps.
+    x is taken to be data at times[0], as the paper does. 4 (len(times) - 1) rows a sample; the derivatives
+    are the counter's jvps.
     """
     if trace not in TRACES:
         raise ValueError(f"no trace {trace!r}; there are {', '.join(TRACES)}")
@@ -144,7 +157,7 @@ def flow_nll(
     def slope(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return divergence(lambda y: drift(denoiser, y, u), z, trace, probe)
 
-    for u, u_next in zip(grid[:-1], grid[1:], strict=True):
+    for u, u_next in pairwise(grid):
         h = float(u_next - u)
         k1, d1 = slope(z, u)
         k2, d2 = slope(z + h / 2 * k1, u + h / 2)

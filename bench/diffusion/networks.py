@@ -1,9 +1,12 @@
-"""The backbones: diffusers' UNet for images, a small residual MLP for vectors. Both are called net(x_in, lam, labels=None)."""
+"""The backbones: diffusers' UNet for images, a small residual MLP for vectors. Both are called net(x_in,
+lam, labels=None).
+"""
 
 import torch
 from torch import Tensor, nn
 
-# Resolution -> channels at each scale and residual blocks per scale. The smallest is tuned for two minutes on two CPU cores.
+# Resolution -> channels at each scale and residual blocks per scale. The smallest is tuned for two minutes
+# on two CPU cores.
 WIDTHS = {8: ((32, 48), 1), 28: ((32, 64, 96), 1), 32: ((64, 128, 128), 2), 64: ((64, 128, 192, 256), 2)}
 
 
@@ -17,7 +20,9 @@ def image_net(
 
 
 class UNet(nn.Module):
-    """diffusers' UNet2DModel, told the half log-SNR on the scale of DDPM's thousand steps: 1000 at lambda = -5.1, 0 at lambda = 7."""
+    """diffusers' UNet2DModel, told the half log-SNR on the scale of DDPM's thousand steps: 1000 at lambda =
+    -5.1, 0 at lambda = 7.
+    """
 
     def __init__(
         self, shape, widths: tuple[int, ...], layers: int, classes: int = 0, channels: int | None = None

@@ -1,8 +1,9 @@
 """Gaussian forward processes: x_t = alpha(t) x0 + sigma(t) eps, with t = 0 at the data.
 
-A process is its two functions alpha and sigma. The half log-SNR lambda(t) = log(alpha / sigma), its inverse, grids of times, and
-the coefficients of the SDE dx = f(t) x dt + g(t) dw (Song et al. 2021, arXiv:2011.13456; in terms of lambda: Kingma et al. 2021)
-follow from them. Times are float64 scalars or vectors; the tensors they multiply keep their own dtype.
+A process is its two functions alpha and sigma. The half log-SNR lambda(t) = log(alpha / sigma), its inverse,
+grids of times, and the coefficients of the SDE dx = f(t) x dt + g(t) dw (Song et al. 2021, arXiv:2011.13456;
+in terms of lambda: Kingma et al. 2021) follow from them. Times are float64 scalars or vectors; the tensors
+they multiply keep their own dtype.
 """
 
 import copy
@@ -39,7 +40,9 @@ class Schedule(ABC):
         return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
 
     def time(self, lam: float | Tensor) -> Tensor:
-        """The time at which the half log-SNR is `lam`, by bisection between t_min and t_max (clipped to them)."""
+        """The time at which the half log-SNR is `lam`, by bisection between t_min and t_max (clipped to
+        them).
+        """
         lam = torch.as_tensor(lam, dtype=torch.float64)
         low = torch.full_like(lam, self.t_min)
         high = torch.full_like(lam, self.t_max)
@@ -60,7 +63,9 @@ class Schedule(ABC):
         return torch.sqrt(-2 * self.sigma(t) ** 2 * slope(self.lam, t))
 
     def narrowed(self, known: tuple[float, float]) -> "Schedule":
-        """This schedule between the half log-SNRs `known` = (lowest, highest); itself where it already lies between them."""
+        """This schedule between the half log-SNRs `known` = (lowest, highest); itself where it already lies
+        between them.
+        """
         lowest, highest = known
         start, end = float(self.lam(self.t_max)), float(self.lam(self.t_min))
         if start >= lowest - 1e-9 and end <= highest + 1e-9:
@@ -73,9 +78,10 @@ class Schedule(ABC):
     def steps(self, n: int, spacing: str | Sequence[float] | Tensor = "lambda", end: str = "t_min") -> Tensor:
         """n + 1 strictly decreasing times from t_max, float64.
 
-        `spacing`: even in "lambda" (DPM-Solver), in "time" (DDPM), in the root of time ("quadratic", DDIM) or in the seventh root
-        of sigma/alpha ("karras", EDM eq. 5), or a tensor of half log-SNRs, which is resampled by its own spacing to n + 1 points.
-        `end`: "t_min" is the last time; with "zero" the n times end at t_min and time 0, where sigma is 0, follows (EDM's Algorithm 1).
+        `spacing`: even in "lambda" (DPM-Solver), in "time" (DDPM), in the root of time ("quadratic", DDIM)
+        or in the seventh root of sigma/alpha ("karras", EDM eq. 5), or a tensor of half log-SNRs, which is
+        resampled by its own spacing to n + 1 points. `end`: "t_min" is the last time; with "zero" the n
+        times end at t_min and time 0, where sigma is 0, follows (EDM's Algorithm 1).
         """
         if n < 1:
             raise ValueError(f"a grid needs at least one step, not {n}")
@@ -124,7 +130,9 @@ def resampled(knots: Tensor, count: int) -> Tensor:
 
 
 class VP(Schedule):
-    """Variance preserving with linear beta (Song et al. 2021, eq. 11 and 33): log alpha = -t^2 (beta_1 - beta_0)/4 - t beta_0/2."""
+    """Variance preserving with linear beta (Song et al. 2021, eq. 11 and 33): log alpha = -t^2 (beta_1 -
+    beta_0)/4 - t beta_0/2.
+    """
 
     def __init__(self, beta_0: float = 0.1, beta_1: float = 20.0, t_min: float = 1e-3):
         self.beta_0, self.beta_1, self.t_min, self.t_max = beta_0, beta_1, t_min, 1.0
@@ -147,7 +155,9 @@ class SubVP(VP):
 
 
 class VPCosine(Schedule):
-    """The cosine schedule (Nichol & Dhariwal 2021, eq. 17), in continuous time: alpha = cos(pi/2 (t + s)/(1 + s)) / alpha(0)."""
+    """The cosine schedule (Nichol & Dhariwal 2021, eq. 17), in continuous time: alpha = cos(pi/2 (t + s)/(1
+    + s)) / alpha(0).
+    """
 
     def __init__(self, s: float = 0.008, t_min: float = 1e-3):
         self.s, self.t_min = s, t_min
@@ -167,7 +177,9 @@ class VPCosine(Schedule):
 
 
 class VE(Schedule):
-    """Variance exploding (Song et al. 2021, eq. 30): alpha = 1, sigma geometric between sigma_min and sigma_max."""
+    """Variance exploding (Song et al. 2021, eq. 30): alpha = 1, sigma geometric between sigma_min and
+    sigma_max.
+    """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 1e-5):
         self.sigma_min, self.sigma_max, self.t_min, self.t_max = sigma_min, sigma_max, t_min, 1.0
@@ -210,7 +222,9 @@ class Flow(Schedule):
 
 
 class Table(Schedule):
-    """A discrete process given by its bar-alpha_1 .. bar-alpha_N (our alpha^2), log-linear between them; t = n / N is its step n."""
+    """A discrete process given by its bar-alpha_1 .. bar-alpha_N (our alpha^2), log-linear between them; t =
+    n / N is its step n.
+    """
 
     def __init__(self, alpha_bar: Sequence[float] | Tensor):
         alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)

@@ -1,8 +1,9 @@
 """The one training loop: Adam, EMA, checkpoints from which training goes on exactly, and the cost of it all.
 
-The budget is counted in images seen. The randomness of a step depends on the seed, the loop and the step alone, so a training that
-was killed and resumed equals one that was not. A `session`, opened by whoever trains, says where checkpoints go, which seed and device
-are used and who is told of progress; inside it plugins call `fit`.
+The budget is counted in images seen. The randomness of a step depends on the seed, the loop and the step
+alone, so a training that was killed and resumed equals one that was not. A `session`, opened by whoever
+trains, says where checkpoints go, which seed and device are used and who is told of progress; inside it
+plugins call `fit`.
 """
 
 import math
@@ -35,6 +36,7 @@ class Session:
     save_every: float = 15.0  # seconds
     loops: int = 0
     images: int = 0
+    rows: int = 0  # evaluations spent on search and estimation, added by whoever counts them
     seconds: float = 0.0
     curve: list[tuple[int, float]] = field(default_factory=list)
     capped: bool = False
@@ -79,8 +81,9 @@ def fit(
     """Fit the model's trainable parameters in place, ending on their exponential moving average.
 
     loss: (x0 (batch, *shape) in [-1, 1], generator) -> one loss a row. images: the budget, in images seen.
-    ema: half-life of the average as a share of the images seen so far (EDM2's power-function idea: early weights are forgotten).
-    warmup, decay: shares of the budget over which the learning rate rises and, at the end, falls to zero.
+    ema: half-life of the average as a share of the images seen so far (EDM2's power-function idea: early
+    weights are forgotten). warmup, decay: shares of the budget over which the learning rate rises and, at
+    the end, falls to zero.
     """
     run = CURRENT.get() or Session()
     run.loops += 1
@@ -89,7 +92,7 @@ def fit(
     total = max(1, math.ceil(images / batch))
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     average = {name: p.detach().clone() for name, p in weights.items()}
-    optimiser = torch.optim.Adam(weights.values(), lr=lr, betas=(0.9, 0.99), fused=False)
+    optimiser = torch.optim.Adam(weights.values(), lr=lr, betas=(0.9, 0.99), fused=True)
     path = run.folder / f"loop-{loop}.safetensors" if run.folder else None
     step, seconds, curve = restore(path, weights, average, optimiser) if path else (0, 0.0, [])
     model.train()
@@ -97,10 +100,10 @@ def fit(
     seen_loss = 0.0
     stored = data.train
     while step < total:
-        generator = seeded(run.seed, loop, step)
-        torch.manual_seed(generator.initial_seed())  # dropout and whatever else has no generator of its own
-        index = torch.randint(len(stored), (batch,), generator=generator)
-        x0 = data.scale(stored[index]).to(run.device)
+        generator = seeded(run.seed, loop, step, device=run.device)
+        torch.manual_seed(generator.initial_seed())  # what has no generator of its own: the batch, dropout
+        index = torch.randint(len(stored), (batch,))
+        x0 = data.scale(stored[index].to(run.device))
         value = loss(x0, generator).mean()
         optimiser.zero_grad(set_to_none=True)
         value.backward()
@@ -181,7 +184,7 @@ def restore(path: Path, weights, average, optimiser) -> tuple[int, float, list]:
             p.copy_(stored[f"weight/{name}"])
             average[name].copy_(stored[f"average/{name}"])
             optimiser.state[p] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(float(step), device=p.device),
                 "exp_avg": stored[f"exp_avg/{name}"].to(p.device),
                 "exp_avg_sq": stored[f"exp_avg_sq/{name}"].to(p.device),
             }

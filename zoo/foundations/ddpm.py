@@ -1,11 +1,13 @@
 """DDPM: ancestral sampling along the reverse of a Gaussian Markov chain, and its variational bound.
 
-One step from time s to t < s draws from a normal around the posterior mean with the network's x0 in it (Algorithm 2, eq. 6-7)
+One step from time s to t < s draws from a normal around the posterior mean with the network's x0 in it
+(Algorithm 2, eq. 6-7)
 
-    x_t = (alpha_s/alpha_t) (sigma_t^2/sigma_s^2) x_s + alpha_t (1 - e^{2 (lambda_s - lambda_t)}) x0(x_s) + noise,
+    x_t = (alpha_s/alpha_t) (sigma_t^2/sigma_s^2) x_s + alpha_t (1 - e^{2 (lambda_s - lambda_t)}) x0(x_s) +
+    noise,
 
-whose variance is the chain's own ("beta", upper) or the posterior's ("posterior", lower; section 3.2). With fewer steps than the chain
-has, the same formulas hold between any two of its times.
+whose variance is the chain's own ("beta", upper) or the posterior's ("posterior", lower; section 3.2). With
+fewer steps than the chain has, the same formulas hold between any two of its times.
 """
 
 from itertools import pairwise

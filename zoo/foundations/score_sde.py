@@ -1,10 +1,12 @@
-"""Score SDE: Euler-Maruyama on the reverse-time SDE.
+"""Score SDE: predictor-corrector sampling of the reverse-time SDE, as set for each of the paper's processes.
 
-The process dx = f x dt + g dw runs backwards as dx = [f x - g^2 score] dt + g dw (eq. 6). From time s to t < s, with h = s - t,
+The predictor is reverse diffusion: where the forward process goes from t to s by x_s = c x_t + sqrt(v) noise,
+one goes back (eq. 46) by
 
-    x_t = x_s - h (f x_s - g^2 score(x_s)) + g sqrt(h) noise,
+    x_t = (2 - c) x_s + v score(x_s) + sqrt(v) noise.
 
-on an even grid of times, the last step without its noise (appendix G: the noise of the last step only hurts FID).
+Under VE a Langevin step at s comes before it (Algorithm 4), with signal-to-noise ratio 0.16; under VP and
+sub-VP there is none (the settings behind table 2). The last step, to time 0, returns its mean.
 """
 
 from itertools import pairwise
@@ -13,23 +15,31 @@ import torch
 from torch import Tensor
 
 from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.steps import langevin, reverse_diffusion
 from bench.method import Method
 
 
 class ScoreSDE(Method):
-    """Score SDE (Euler-Maruyama)"""
+    """Score SDE"""
 
     paper = "arXiv:2011.13456"
-    schedules = ("vp", "subvp", "ve", "vp_cosine", "edm", "flow")
+    schedules = ("vp", "subvp", "ve")
+    least = 2
 
+    corrector: str = "ve"  # where Langevin steps are taken: "ve", "all" or "none"
+    snr: float = 0.16
     spacing: str = "time"
-    denoise: bool = True  # return the mean of the last step
 
     def sample(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
-        times = denoiser.schedule.steps(nfe, self.spacing)
-        mean = x
-        for s, t in pairwise(times):
-            f, g, h = denoiser.schedule.drift(s), denoiser.schedule.diffusion(s), s - t
-            mean = x - h * (f * x - g**2 * denoiser(x, s).score)
-            x = mean + g * h.sqrt() * torch.randn_like(x)
-        return mean if self.denoise else x
+        if self.corrector not in ("ve", "all", "none"):
+            raise ValueError(f"the corrector is for 've', 'all' or 'none', not {self.corrector!r}")
+        explodes = bool(denoiser.schedule.alpha(denoiser.schedule.t_max) == 1)
+        corrects = self.corrector == "all" or (self.corrector == "ve" and explodes)
+        steps = nfe // 2 if corrects else nfe
+        for s, t in pairwise(denoiser.schedule.steps(steps, self.spacing, end="zero")):
+            if corrects:
+                x = langevin(denoiser, x, s, t, self.snr)
+            x, variance = reverse_diffusion(denoiser, x, s, t)
+            if t > 0:
+                x = x + variance.sqrt() * torch.randn_like(x)
+        return x

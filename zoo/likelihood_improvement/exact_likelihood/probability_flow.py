@@ -1,9 +1,10 @@
 """Probability flow: the ODE with the diffusion's marginals, for sampling and for exact likelihood.
 
-The flow dx/dt = f x - g^2 score / 2 (eq. 13) has the same marginals as the SDE. Samples are its solution from t_max to t_min by the
-adaptive Runge-Kutta method of order 5(4) (section 4.3), and the log-density of data is what the instantaneous change of variables says,
-log p_0(x) = log p_T(x_T) + integral of the divergence (eq. 39), here along one ODE for every schedule, z = x / alpha against
-u = log(sigma / alpha), in Runge-Kutta steps of order 4 so that the budget is kept.
+The flow dx/dt = f x - g^2 score / 2 (eq. 13) has the same marginals as the SDE. Samples are its solution
+from t_max to t_min by the adaptive Runge-Kutta method of order 5(4) (section 4.3), and the log-density of
+data is what the instantaneous change of variables says, log p_0(x) = log p_T(x_T) + integral of the
+divergence (eq. 39), here along one ODE for every schedule, z = x / alpha against u = log(sigma / alpha), in
+Runge-Kutta steps of order 4 so that the budget is kept.
 """
 
 import torch

@@ -2,7 +2,8 @@
 
 From time s to t < s (eq. 12), with the network's x0 and eps at x_s,
 
-    x_t = alpha_t x0 + sqrt(sigma_t^2 - v) eps + sqrt(v) noise,    v = eta^2 times the variance of DDPM's posterior (eq. 16).
+    x_t = alpha_t x0 + sqrt(sigma_t^2 - v) eps + sqrt(v) noise,    v = eta^2 times the variance of DDPM's
+    posterior (eq. 16).
 
 eta = 0 is DDIM, a first-order solver of the probability flow; eta = 1 is DDPM with the posterior variance.
 """

@@ -12,6 +12,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.steps import by_x0
 from bench.method import Method
 
 
@@ -26,13 +27,13 @@ class DPMSolverPP2M(Method):
     lower_order_final: bool = True  # with few steps, end on one of first order
 
     def sample(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
-        alpha, sigma, lam = denoiser.schedule.alpha, denoiser.schedule.sigma, denoiser.schedule.lam
+        schedule = denoiser.schedule
         h_last = x0_last = None
-        for i, (s, t) in enumerate(pairwise(denoiser.schedule.steps(nfe, self.spacing))):
-            h = lam(t) - lam(s)
+        for i, (s, t) in enumerate(pairwise(schedule.steps(nfe, self.spacing))):
+            h = schedule.lam(t) - schedule.lam(s)
             x0 = denoiser(x, s).x0
             cautious = self.lower_order_final and nfe < 15 and i == nfe - 1
             line = x0 if x0_last is None or cautious else x0 + h / (2 * h_last) * (x0 - x0_last)
-            x = sigma(t) / sigma(s) * x - alpha(t) * (-h).expm1() * line
+            x = by_x0(schedule, x, s, t, line)
             h_last, x0_last = h, x0
         return x

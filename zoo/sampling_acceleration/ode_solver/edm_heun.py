@@ -1,7 +1,7 @@
 """EDM's deterministic sampler: Heun's second-order method on the probability flow, in sigma (Algorithm 1).
 
-With z = x / alpha and r = sigma / alpha the flow is dz/dr = eps for every schedule. A step from s to t takes Euler's prediction with
-eps_s and, except where r_t = 0, averages it with the slope found there:
+With z = x / alpha and r = sigma / alpha the flow is dz/dr = eps for every schedule. A step from s to t takes
+Euler's prediction with eps_s and, except where r_t = 0, averages it with the slope found there:
 
     z' = z + (r_t - r_s) eps_s,    z_t = z + (r_t - r_s) (eps_s + eps(z', t)) / 2.
 

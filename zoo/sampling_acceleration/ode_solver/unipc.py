@@ -1,12 +1,13 @@
 """UniPC: a predictor and a corrector of one form and any order, for the data prediction in log-SNR.
 
-A step goes over h = lambda_t - lambda_s from what is known at s and at the p - 1 times before it. With r_k = (lambda_k - lambda_s) / h
-and D_k = x0_k - x0_s, both are (Algorithms 5-8, data prediction)
+A step goes over h = lambda_t - lambda_s from what is known at s and at the p - 1 times before it. With r_k =
+(lambda_k - lambda_s) / h and D_k = x0_k - x0_s, both are (Algorithms 5-8, data prediction)
 
     x_t = (sigma_t / sigma_s) x_s - alpha_t (e^{-h} - 1) x0_s - alpha_t B(h) sum_k a_k D_k / r_k,
 
-and the a solve the linear system that makes the terms up to h^p exact (eq. 5-6). The corrector takes the time t itself as one more point,
-r = 1. Its evaluation at the predicted x_t is also the next step's, so a step costs one evaluation; the last is predicted only.
+and the a solve the linear system that makes the terms up to h^p exact (eq. 5-6). The corrector takes the
+time t itself as one more point, r = 1. Its evaluation at the predicted x_t is also the next step's, so a
+step costs one evaluation; the last is predicted only.
 """
 
 from itertools import pairwise

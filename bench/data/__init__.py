@@ -1,0 +1,191 @@
+"""Data sets by name: `load("digits")`, `load("cifar10")`, `load("mixture2d")`, `load("folder:PATH@64")`.
+
+Light to import: torch, scikit-learn, PIL and torchvision come in when a data set is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bench.cache import cache_dir
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.diffusion.exact import GaussianMixture
+
+# which module of this package loads what: a name, or a prefix that a path follows
+NAMES = {
+    "digits": "embedded",
+    "mnist": "vision",
+    "fashion-mnist": "vision",
+    "cifar10": "vision",
+    "mixture2d": "exact",
+    "mixture-digits": "exact",
+    "mixture-fashion": "exact",
+    "mixture-cifar10": "exact",
+}
+PREFIXES = {"folder": "folder", "npz": "folder", "mixture": "exact"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Data:
+    """One data set: what methods are trained on (`train`) and measured against (`test`).
+
+    Both are (N, *shape) in stored form: uint8 levels 0..levels-1 where `levels` is set, else float32.
+    `labels` and `test_labels` are (N,) int64. `exact` is the distribution itself, in float64, where it is
+    known. `sources` are the .npy files that train and test are mapped from, if they are.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    train: Tensor
+    test: Tensor
+    levels: int | None = None
+    labels: Tensor | None = None
+    test_labels: Tensor | None = None
+    exact: GaussianMixture | None = None
+    sources: tuple[Path, Path] | None = None
+
+    def __repr__(self) -> str:
+        return f"Data({self.name!r}, {self.kind!r}, {self.shape}, levels={self.levels})"
+
+    @property
+    def dim(self) -> int:
+        return math.prod(self.shape)
+
+    @cached_property
+    def sigma_data(self) -> float:
+        """The standard deviation over all coordinates and samples, on the [-1, 1] scale, as in EDM."""
+        import torch
+
+        if self.exact is not None:
+            mean = self.exact.mean()
+            return float((self.exact.variance() / self.dim + mean.var(correction=0)).sqrt())
+        if self.levels is None:
+            return float(self.train.double().std(correction=0))
+        counts = sum(torch.bincount(part.flatten(), minlength=self.levels) for part in self.train.split(4096))
+        share, value = counts.double() / counts.sum(), self.scale(torch.arange(self.levels)).double()
+        return float((share @ value**2 - (share @ value) ** 2).sqrt())
+
+    def scale(self, stored: Tensor) -> Tensor:
+        """Stored form to float32: level k of L becomes 2 k / (L - 1) - 1; values without levels stay."""
+        return stored.float() if self.levels is None else stored.float() * (2 / (self.levels - 1)) - 1
+
+    def quantise(self, x: Tensor) -> Tensor:
+        """Values on the [-1, 1] scale to stored form: clipped, then the nearest level."""
+        import torch
+
+        if self.levels is None:
+            return x.float()
+        top = self.levels - 1
+        return ((x.float() + 1) * (top / 2)).round().clamp(0, top).to(torch.uint8)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of name, shape, levels and content: equal on two machines exactly if their data are.
+
+        Of a name such as npz:FILE only the part before the colon counts. An exact distribution counts by its
+        parameters, rounded above what the machines' linear algebra may differ by.
+        """
+        if self.exact is not None:
+            state = self.exact.state_dict()
+            content = [_digest(state[k].half() if k == "basis" else state[k].float()) for k in sorted(state)]
+        elif self.sources:
+            content = [_remembered_digest(path) for path in self.sources]
+        else:
+            content = [_digest(self.train), _digest(self.test)]
+        record = [self.name.partition(":")[0], list(self.shape), self.levels, *content]
+        return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+    def view(self, kind: str) -> Data:
+        """The same data seen as another kind ("tokens", "box", ...); ValueError where it has no such view."""
+        if kind == self.kind:
+            return self
+        raise ValueError(f"{self.name} is of kind {self.kind!r} and has no view as {kind!r}")
+
+    def back(self, x: Tensor, kind: str) -> Tensor:
+        """Samples of `view(kind)` as samples of this data set."""
+        self.view(kind)
+        return x
+
+
+def names() -> list[str]:
+    """The names that `load` knows, besides folder:PATH@SIZE, npz:FILE and mixture:FILE."""
+    return list(NAMES)
+
+
+@lru_cache(maxsize=16)
+def load(name: str) -> Data:
+    """The data set called `name`; click.ClickException where there is none or it cannot be read."""
+    return _module(name).load(name)
+
+
+def fetch(name: str) -> Path | None:
+    """Bring `name` to this machine and return its file; None for what needs no download."""
+    module = _module(name)
+    return module.fetch(name) if hasattr(module, "fetch") else None
+
+
+def data_dir() -> Path:
+    """`cache_dir() / "data"`, made if need be."""
+    folder = cache_dir() / "data"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot make {folder} ({error}): set TAXOBENCH_CACHE to a folder you can write"
+        ) from None
+    return folder
+
+
+def mapped(path: Path) -> Tensor:
+    """The array of a .npy file, read from disk as it is used; writing to the tensor leaves the file alone."""
+    import numpy
+    import torch
+
+    return torch.from_numpy(numpy.load(path, mmap_mode="c"))
+
+
+def _module(name: str):
+    prefix, colon, _ = name.partition(":")
+    if colon and prefix in PREFIXES:
+        return import_module(f"bench.data.{PREFIXES[prefix]}")
+    if name in NAMES:
+        return import_module(f"bench.data.{NAMES[name]}")
+    near = difflib.get_close_matches(name, NAMES, 1, 0.5)
+    hint = (
+        f"did you mean {near[0]}?"
+        if near
+        else f"there are {', '.join(NAMES)}, folder:PATH@SIZE, npz:FILE and mixture:FILE"
+    )
+    raise click.ClickException(f"no data set is called {name!r}: {hint}")
+
+
+def _digest(array: Tensor) -> str:
+    return hashlib.sha256(array.cpu().contiguous().numpy()).hexdigest()
+
+
+def _remembered_digest(path: Path) -> str:
+    """`_digest` of the array in a .npy file, kept beside it as long as its size and its time stay."""
+    stat, note = path.stat(), path.with_suffix(".sha256")
+    stamp = f"{stat.st_size} {stat.st_mtime_ns}"
+    if note.exists() and note.read_text().startswith(stamp + " "):
+        return note.read_text().split()[-1]
+    digest = _digest(mapped(path))
+    draft = note.with_suffix(f".{os.getpid()}")
+    draft.write_text(f"{stamp} {digest}")
+    draft.replace(note)
+    return digest

@@ -1,0 +1,1 @@
+"""What is measured of samples and likelihoods; `names` is light, the rest imports torch."""

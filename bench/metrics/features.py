@@ -1,0 +1,210 @@
+"""Feature extractors: what FID, IS, KID, precision and recall see of a sample.
+
+A metric's column carries its extractor's name, and its protocol the extractor's sha256. To add one, write a
+builder `(data, device) -> Extractor` and name it in `BUILDERS`.
+"""
+
+import hashlib
+import io
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import torch
+from torch import Tensor
+
+from bench.metrics.references import ROWS, cached
+
+if TYPE_CHECKING:
+    from bench.data import Data
+
+WIDEST = 256  # dimensions up to which `pixels` are the coordinates themselves
+DIRECTIONS = 64
+INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256 = "6726825d"  # how the official file's begins
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Maps stored samples (N, *shape) to float32 `features` (N, dims) and, of a classifier, `logits` (N,
+    classes).
+    """
+
+    name: str
+    sha256: str
+    dims: int
+    compute: Callable[[Tensor], dict[str, Tensor]]  # one batch, on the extractor's device
+    classes: int | None = None
+    directions: Tensor | None = None  # (D, dims): features are coordinates times these
+    batch: int = 500
+
+    @torch.no_grad()
+    def __call__(self, stored: Tensor) -> dict[str, Tensor]:
+        parts = [self.compute(piece) for piece in stored.split(self.batch)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def extractor(name: str, data: "Data", device: str = "cpu") -> Extractor:
+    """The extractor of that name for these data; `click.ClickException` if none is, or it does not fit."""
+    if name not in BUILDERS:
+        raise click.ClickException(f'There is no extractor "{name}"; choose from {", ".join(BUILDERS)}.')
+    return BUILDERS[name](data, torch.device(device))
+
+
+def default_extractor(data: "Data") -> str:
+    """The name of the extractor that measures these data unless another is asked for."""
+    if data.exact is not None or data.kind == "vector":
+        return "pixels"
+    if _are_digits(data):
+        return "digits"
+    if _are_colour(data):
+        _inception_file()  # says what is missing
+        return "inception"
+    raise click.ClickException(
+        f"No extractor was made for images such as those of {data.name}; ask for the extractor pixels, which "
+        f"compares their {DIRECTIONS} leading principal directions."
+    )
+
+
+def register() -> None:
+    """Make `digits` known to torch-fidelity as `taxobench-digits`, for (N, 1, 8, 8) uint8 levels 0..16."""
+    from torch_fidelity import register_feature_extractor
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    from bench.metrics.digits_classifier import LEVELS, load
+
+    class DigitsFeatures(FeatureExtractorBase):
+        """The digits classifier behind torch-fidelity's interface."""
+
+        def __init__(self, name: str, features_list: list[str], **_: object) -> None:
+            super().__init__(name, features_list)
+            self.net, _ = load()
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return "features", "logits"
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits" if metric == "isc" else "features"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return True
+
+        @staticmethod
+        def get_dummy_input_for_compile() -> Tensor:
+            return torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+
+        def forward(self, stored: Tensor) -> tuple[Tensor, ...]:
+            features, logits = self.net(stored.float() * (2 / (LEVELS - 1)) - 1)
+            found = {"features": features, "logits": logits}
+            return tuple(found[name] for name in self.features_list)
+
+    if "taxobench-digits" not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor("taxobench-digits", DigitsFeatures)
+
+
+def _digits(data: "Data", device: torch.device) -> Extractor:
+    """The shipped classifier of 8 x 8 digits: 64 features, 10 logits."""
+    from bench.metrics.digits_classifier import load
+
+    if not _are_digits(data):
+        raise click.ClickException(
+            f"The extractor digits sees 8 x 8 images of 17 levels, which {data.name} is not."
+        )
+    net, sha256 = load()
+    net = net.to(device)
+
+    def compute(stored: Tensor) -> dict[str, Tensor]:
+        features, logits = net(data.scale(stored).to(device))
+        return {"features": features, "logits": logits}
+
+    return Extractor("digits", sha256, 64, compute, classes=10)
+
+
+def _pixels(data: "Data", device: torch.device) -> Extractor:
+    """The coordinates themselves, or their projection on the leading principal directions of the training
+    set.
+    """
+    dims = math.prod(data.shape)
+    if dims <= WIDEST:
+        sha256 = hashlib.sha256(f"pixels {dims}".encode()).hexdigest()
+        return Extractor("pixels", sha256, dims, lambda x: {"features": data.scale(x).flatten(1).to(device)})
+    parts = (data.fingerprint, str(ROWS), str(DIRECTIONS))
+    directions = cached("directions", parts, lambda: {"directions": _principal(data)})["directions"].to(
+        device
+    )
+
+    def compute(stored: Tensor) -> dict[str, Tensor]:
+        return {"features": data.scale(stored).flatten(1).to(device) @ directions}
+
+    sha256 = hashlib.sha256("\n".join(("pixels", *parts)).encode()).hexdigest()
+    return Extractor("pixels", sha256, DIRECTIONS, compute, directions=directions)
+
+
+def _principal(data: "Data") -> Tensor:
+    """(D, DIRECTIONS) leading eigenvectors of the covariance of the first ROWS training samples."""
+    rows = data.scale(data.train[:ROWS]).flatten(1).double()
+    return torch.linalg.eigh(rows.T.cov()).eigenvectors[:, -DIRECTIONS:].flip(1).float()
+
+
+def _inception(data: "Data", device: torch.device) -> Extractor:
+    """The TensorFlow-compatible Inception-v3 of FID: 2048 features and 1008 logits without bias."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    if not _are_colour(data):
+        raise click.ClickException(
+            f"The extractor inception sees colour images of 256 levels, not {data.name}."
+        )
+    path = _inception_file()
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if not sha256.startswith(INCEPTION_SHA256):
+        raise click.ClickException(
+            f"{path} is not the official Inception file, whose sha256 begins with {INCEPTION_SHA256} "
+            f"and not {sha256[:8]}; download {INCEPTION} again."
+        )
+    # torch-fidelity unpickles whatever it is given, so it is given a copy that holds nothing but tensors
+    tensors = io.BytesIO()
+    torch.save(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"), tensors)
+    tensors.seek(0)
+    net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], tensors).to(device)
+
+    def compute(stored: Tensor) -> dict[str, Tensor]:
+        features, logits = net(stored.to(device))
+        return {"features": features, "logits": logits}
+
+    return Extractor("inception", sha256, 2048, compute, classes=1008, batch=64)
+
+
+def _inception_file() -> Path:
+    named = os.environ.get("TAXOBENCH_INCEPTION")
+    path = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
+    if not path.is_file():
+        raise click.ClickException(
+            f"The extractor inception needs {INCEPTION}, which is not at {path}: download it from the "
+            "releases of github.com/mseitzer/pytorch-fid and set TAXOBENCH_INCEPTION to it, or ask for the "
+            "extractor pixels."
+        )
+    return path
+
+
+def _are_digits(data: "Data") -> bool:
+    return tuple(data.shape) == (1, 8, 8) and data.levels == 17
+
+
+def _are_colour(data: "Data") -> bool:
+    return len(data.shape) == 3 and data.shape[0] == 3 and data.levels == 256
+
+
+BUILDERS: dict[str, Callable[["Data", torch.device], Extractor]] = {
+    "digits": _digits,
+    "pixels": _pixels,
+    "inception": _inception,
+}

@@ -1,0 +1,77 @@
+"""The names of the metrics: what each is called, of what it is, and which way is better. Imports no torch."""
+
+import difflib
+import re
+from dataclasses import dataclass
+
+import click
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its name, its title in tables, what it is `of`, which way is better, and the data it fits."""
+
+    name: str
+    title: str
+    of: str  # "samples" | "nll"
+    better: str  # "lower" | "higher"
+    kinds: frozenset[str]  # of data: "image", "vector"
+    needs_extractor: bool = False
+    exact: bool = False  # only for data whose distribution is known
+
+
+IMAGE = frozenset({"image"})
+EITHER = frozenset({"image", "vector"})
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("fid", "Fréchet distance", "samples", "lower", EITHER, needs_extractor=True),
+        Metric("is", "Inception score", "samples", "higher", IMAGE, needs_extractor=True),
+        Metric("kid", "kernel distance (squared MMD)", "samples", "lower", EITHER, needs_extractor=True),
+        Metric("precision", "precision", "samples", "higher", EITHER, needs_extractor=True),
+        Metric("recall", "recall", "samples", "higher", EITHER, needs_extractor=True),
+        Metric("memorisation", "distance to the training set, held-out = 1", "samples", "higher", EITHER),
+        Metric("nll", "negative log-likelihood", "nll", "lower", EITHER),
+        Metric("sliced_wasserstein", "sliced Wasserstein-2", "samples", "lower", EITHER, exact=True),
+        Metric("exact_nll", "exact NLL of the samples", "samples", "lower", EITHER, exact=True),
+        Metric("distance", "distance to the converged solution", "samples", "lower", EITHER, exact=True),
+        Metric("nll_excess", "NLL above the exact one", "nll", "lower", EITHER, exact=True),
+    )
+}
+
+_COLUMN = re.compile(r"(?P<metric>\w+)(\[(?P<qualifier>[^\[\]]+)\])?")
+
+
+def find(name: str) -> Metric:
+    """The metric of that name; `click.ClickException` with the nearest names if there is none."""
+    if name in METRICS:
+        return METRICS[name]
+    near = difflib.get_close_matches(name.lower(), METRICS, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(METRICS)}."
+    raise click.ClickException(f'There is no metric "{name}"; {hint}')
+
+
+def column(metric: str, qualifier: str | None = None) -> str:
+    """`fid` and `digits` give `fid[digits]`; metrics that need no extractor go by their name alone."""
+    return f"{metric}[{qualifier}]" if qualifier else metric
+
+
+def parse(column: str) -> tuple[str, str | None]:
+    """The metric of a column and what stands in its brackets (an extractor, or a kind of likelihood)."""
+    match = _COLUMN.fullmatch(column)
+    if match is None:
+        raise click.ClickException(f'"{column}" is no column; write a metric such as fid or fid[digits].')
+    return find(match["metric"]).name, match["qualifier"]
+
+
+def default_metrics(kind: str, exact: bool | None = None) -> tuple[str, ...]:
+    """What is measured on a kind of data unless asked otherwise; `exact`: its distribution is known.
+
+    Vectors are taken to be exact and images not, unless it is said. On exact data precision, recall and KID
+    say less than the metrics that know the truth, and there is no classifier for the Inception score.
+    """
+    exact = kind == "vector" if exact is None else exact
+    known = ("fid", "sliced_wasserstein", "exact_nll", "distance", "nll", "nll_excess")
+    real = ("fid", "is", "kid", "precision", "recall", "memorisation", "nll")
+    return tuple(name for name in (known if exact else real) if kind in METRICS[name].kinds)

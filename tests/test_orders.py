@@ -1,0 +1,148 @@
+"""The orders that ODE solvers declare, measured in float64 on a mixture whose probability flow is known."""
+
+import importlib.util
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from bench.data import load
+from bench.diffusion.counting import counting
+from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.exact import ExactNetwork
+from bench.diffusion.schedule import SCHEDULES
+from bench.diffusion.steps import moment
+from bench.method import Method
+
+FOLDER = Path(__file__).parent.parent / "zoo/sampling_acceleration/ode_solver"
+# Two budgets between which the error falls at the declared order; DPM-Solver-3's leave the same rest by 3.
+BUDGETS = {"pndm": (640, 1280), "ipndm": (640, 1280), "dpm_solver_3": (320, 641), "dpm_solver_v3": (160, 320)}
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+@cache
+def plugin(name: str) -> type[Method]:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return next(
+        c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method) and c is not Method
+    )
+
+
+@cache
+def denoiser(schedule: str) -> Denoiser:
+    data = load("mixture2d")
+    return Denoiser(
+        ExactNetwork(data.exact, data.shape, data.sigma_data),
+        SCHEDULES[schedule](),
+        data.shape,
+        "x0",
+        data.sigma_data,
+    )
+
+
+def start(schedule: str, n: int = 8) -> Tensor:
+    return denoiser(schedule).prior(n, torch.Generator().manual_seed(0)).double()
+
+
+def model(method: Method, schedule: str) -> torch.nn.Module:
+    base, data = denoiser(schedule), load("mixture2d")
+    built = method.build(base, data, 10)
+    method.train(built, base, data, 0, 10)
+    return built
+
+
+@cache
+def truth(schedule: str, n: int = 8) -> Tensor:
+    """The flow from `start` to t_min: dz/du = z - x0 in z = x / alpha against u = log(sigma / alpha)."""
+    base = denoiser(schedule)
+    first, last = base.schedule.t_max, base.schedule.t_min
+
+    def slope(u: float, z):
+        z = torch.from_numpy(z).reshape(n, -1)
+        return (z - base.at(z, torch.ones(()), torch.tensor(u).double().exp()).x0).flatten().numpy()
+
+    z = (start(schedule, n) / base.schedule.alpha(first)).flatten().numpy()
+    span = [-float(base.schedule.lam(t)) for t in (first, last)]
+    z = solve_ivp(slope, span, z, method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1]
+    return torch.from_numpy(z).reshape(n, -1) * base.schedule.alpha(last)
+
+
+def error(name: str, schedule: str, nfe: int, **fields) -> float:
+    method = plugin(name)(**fields)
+    ends_at_zero = name in ("ddim", "edm_heun")  # their last step, from t_min to 0, is Euler's
+    with torch.no_grad():
+        exact = denoiser(schedule)(truth(schedule), denoiser(schedule).schedule.t_min).x0
+        exact = exact if ends_at_zero else truth(schedule)
+        return float((method.sample(model(method, schedule), start(schedule), nfe) - exact).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if plugin(name).order])
+def test_a_solver_converges_at_the_order_it_declares(name):
+    schedule, (few, many) = plugin(name).schedules[0], BUDGETS.get(name, (320, 640))
+    order = math.log(error(name, schedule, few) / error(name, schedule, many)) / math.log(many / few)
+    assert order == pytest.approx(plugin(name).order, abs=0.25)
+
+
+@pytest.mark.parametrize("r", [0, 1, 2])
+def test_a_polynomial_of_degree_r_gives_deis_order_r_plus_1(r):
+    order = math.log2(error("deis_tab", "vp", 320, r=r) / error("deis_tab", "vp", 640, r=r))
+    assert order == pytest.approx(r + 1, abs=0.25)
+
+
+def test_halving_the_curvature_costs_3m_its_third_order():
+    errors = [error("dpmpp_3m", "vp", n, curvature=0.5) for n in (320, 640)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.25)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_solver_keeps_its_budget_and_its_samples_know_nothing_of_each_other(name):
+    method = plugin(name)()
+    if method.adaptive:
+        method = plugin(name)(tolerance=1e-2)
+    schedule = method.schedules[0]
+    built, x = model(method, schedule), start(schedule, 4)
+    with torch.no_grad():
+        for nfe in range(method.least, method.least + 14):
+            before = x.clone()
+            with counting(built, None if method.adaptive else nfe * len(x)) as tallies:
+                together = method.sample(built, x, nfe)
+            assert tallies["nfe"].rows > 0 and together.dtype == x.dtype and together.isfinite().all()
+            assert torch.equal(x, before)
+            alone = torch.cat([method.sample(built, row, nfe) for row in x.split(1)])
+            torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["vp", "vp_cosine", "subvp", "ve", "edm", "flow"])
+def test_rk45_takes_scipys_steps_for_each_sample(schedule):
+    base, method, x = denoiser(schedule), plugin("rk45")(tolerance=1e-3), start(schedule, 2)
+    velocity = plugin("rk45").sample.__globals__["velocity"]
+    rows, ends = 0, []
+    with torch.no_grad():
+        with counting(base) as tallies:
+            ours = method.sample(base, x, 100)
+        for row in x:
+            solution = solve_ivp(
+                lambda t, y: velocity(base, torch.tensor(y)[None], torch.tensor([t]).double())[0].numpy(),
+                (base.schedule.t_max, base.schedule.t_min),
+                row.numpy(),
+                rtol=1e-3,
+                atol=1e-3,
+            )
+            rows += solution.nfev
+            ends.append(torch.from_numpy(solution.y[:, -1]))
+    assert tallies["nfe"].rows == rows
+    torch.testing.assert_close(ours, torch.stack(ends), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("h", [-9.0, -0.9, -1e-3, 1e-6, 0.99, 1.01, 4.0])
+def test_the_moments_of_the_exponential_are_what_quadrature_gives(h):
+    u = torch.linspace(0, h, 20001, dtype=torch.float64)
+    for k in range(4):
+        exact = torch.trapezoid((h - u).exp() * u**k / math.factorial(k), u)
+        assert float(moment(k, torch.tensor(h).double())) == pytest.approx(float(exact), rel=1e-6)

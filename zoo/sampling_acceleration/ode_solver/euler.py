@@ -1,0 +1,32 @@
+"""Euler's method on the probability flow, in the schedule's own time: the baseline of all ODE solvers.
+
+The flow dx/dt = f x - g^2 score / 2 (Song et al. 2021, eq. 13) has the marginals of the SDE. From time s to t < s,
+
+    x_t = x_s + (t - s) (f_s x_s - g_s^2 score(x_s) / 2).
+
+Unlike DDIM, which also is of first order, it spends its error on the linear term f x as well.
+"""
+
+from itertools import pairwise
+
+from torch import Tensor
+
+from bench.diffusion.denoiser import Denoiser
+from bench.method import Method
+
+
+class Euler(Method):
+    """Euler (probability flow)"""
+
+    paper = "arXiv:2011.13456"
+    entry = "ode_baseline"
+    schedules = ("vp", "subvp", "ve", "vp_cosine", "edm", "flow")
+    order = 1
+
+    spacing: str = "time"
+
+    def sample(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
+        for s, t in pairwise(denoiser.schedule.steps(nfe, self.spacing)):
+            f, g = denoiser.schedule.drift(s), denoiser.schedule.diffusion(s)
+            x = x + (t - s) * (f * x - g**2 / 2 * denoiser(x, s).score)
+        return x
