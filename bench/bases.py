@@ -55,9 +55,10 @@ def denoiser_of(
         return strangers(spec, data, how)
     if Path(spec).is_dir():
         return checkpoint(Path(spec), data, how)
-    if spec != "denoiser":
+    recipe, at, budget = spec.partition("@")
+    if recipe != "denoiser" or (at and not budget.isdigit()):
         raise click.BadParameter(
-            f"there is no base {spec!r}: give denoiser, a checkpoint folder, or module.py:make for your own."
+            f"there is no base {spec!r}: give denoiser[@IMAGES], a checkpoint folder or module.py:make."
         )
     if data.exact is not None:
         return exact_denoiser(data, how), {
@@ -65,7 +66,7 @@ def denoiser_of(
             "images": 0,
             "seconds": 0.0,
         }
-    images = images or default_images(data)
+    images = int(budget or 0) or images or default_images(data)
     facts = {
         "recipe": "denoiser",
         "version": RECIPE_VERSION,

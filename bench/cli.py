@@ -152,7 +152,10 @@ def show(method, plugin_files) -> None:
 @click.option("--survey", help="Read --category and --leaf as this survey's own labels.")
 @click.option("--data", default="digits", show_default=True, help="Data set.")
 @click.option(
-    "--base", default="denoiser", show_default=True, help="Recipe, checkpoint folder, or module.py:make."
+    "--base",
+    default="denoiser",
+    show_default=True,
+    help="denoiser[@IMAGES], a checkpoint folder, or module.py:make.",
 )
 @click.option(
     "--nfe", type=Numbers(1), default="5,10,20,50", show_default=True, help="Budgets, evaluations a sample."
@@ -254,7 +257,8 @@ def score(path, data, metrics, extractor, method, nfe, style, results) -> None:
     """FID, IS, KID with error bars for anyone's samples (.npz or a folder of images)."""
     from bench.scoring import score_file
 
-    found = score_file(path, data, metrics, extractor)
+    adopt = (results, method, nfe) if method else None
+    found = score_file(path, data, metrics, extractor, adopt)
     if style == "json":
         click.echo(json.dumps(found, indent=1))
     else:

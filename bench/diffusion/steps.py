@@ -61,7 +61,7 @@ def moment(k: int, h: Tensor) -> Tensor:
     if k == 0:
         return h.expm1()
     if abs(float(h)) < 1:  # the recursion would subtract nearly equal numbers
-        return sum(h ** (k + 1 + j) / factorial(k + 1 + j) for j in range(18))
+        return sum(h ** (k + 1 + j) / float(factorial(k + 1 + j)) for j in range(18))
     return moment(k - 1, h) - h**k / factorial(k)
 
 
