@@ -8,8 +8,10 @@ loaded into what the code builds, and a JSON card.
 import hashlib
 import importlib.util
 import json
+import os
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,16 +31,17 @@ from bench.diffusion.networks import MLP, image_net
 from bench.diffusion.schedule import EDM
 
 RECIPE_VERSION = 1
-IMAGES = {8: 600_000, 28: 2_000_000, 32: 10_000_000}  # training budget by resolution
+IMAGES = {8: 400_000, 28: 2_000_000, 32: 10_000_000}  # training budget by resolution
 
 
 @dataclass(frozen=True)
 class How:
-    """How models are trained and where they run; no number depends on it but through `device`."""
+    """How models are trained and where they run; numbers depend on it only through `device` and `threads`."""
 
     device: str = "cpu"
     report: training.Report | None = None
     minutes: float | None = None
+    threads: int | None = None  # of training on a CPU; None is all cores
 
 
 def default_images(data: Data) -> int:
@@ -202,7 +205,10 @@ def prepared(
                 click.echo(f"{damage.message} It is trained again.", err=True)
         model = build().to(how.device)
         settings = {"folder": folder, "seed": seed, "device": how.device, "label": label}
-        with training.session(**settings, report=how.report, minutes=how.minutes) as session:
+        with (
+            training.session(**settings, report=how.report, minutes=how.minutes) as session,
+            threads(how.threads or os.cpu_count() or 1),
+        ):
             train(model)
         model.eval()
         card = facts | {
@@ -212,6 +218,7 @@ def prepared(
             "rows": session.rows,
             "capped": session.capped,
             "curve": thinned(session.curve),
+            "threads": how.threads or os.cpu_count(),
             "torch": torch.__version__,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **finish(model),
@@ -223,6 +230,17 @@ def prepared(
             for path in folder.glob("loop-*.safetensors"):
                 path.unlink()
     return model, card
+
+
+@contextmanager
+def threads(count: int):
+    """So many threads inside the block, as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def thinned(curve: list, points: int = 200) -> list:

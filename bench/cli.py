@@ -176,8 +176,8 @@ def show(method, plugin_files) -> None:
 )
 @click.option("--extractor", help="Feature extractor; the data's default otherwise.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or auto.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of each worker.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each worker [1], and of training [all].")
+@click.option("--workers", type=click.IntRange(1), help="Worker processes [1, or one a core].")
 @click.option("--micro-batch", type=click.IntRange(1), help="Rows given to the network at once.")
 @click.option("--minutes", type=float, help="Cap on each training's time; it goes on at the next run.")
 @click.option(
@@ -200,8 +200,8 @@ def run(methods, category, leaf, survey, plugin_files, dry_run, style, quiet, de
     from bench import plan as plans
     from bench import runner
     from bench.progress import Progress
+    from bench.rendering import render
     from bench.selection import Selection
-    from bench.tables import render
 
     if device == "auto":
         import torch
@@ -235,13 +235,14 @@ def run(methods, category, leaf, survey, plugin_files, dry_run, style, quiet, de
 def table(category, data, metrics, nfe, protocol, reference, style, results) -> None:
     """Tables of what was measured."""
     from bench import store
-    from bench.tables import chosen, render, tables
+    from bench.rendering import render
+    from bench.tables import Reading, chosen, tables
 
     folder = Path(__file__).resolve().parents[1] / "results" if reference else results
     rows = chosen(store.read(folder), category=category, data=data, nfe=nfe, protocol=protocol)
     if not rows:
         raise click.ClickException(f"{folder} holds no rows of that kind; `bench run` measures some.")
-    click.echo(render(tables(rows, metrics), style))
+    click.echo(render(tables(rows, Reading(folder), metrics), style))
 
 
 @main.command()

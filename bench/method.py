@@ -36,6 +36,7 @@ class Method:
     adaptive: typing.ClassVar[bool] = (
         False  # it picks its own number of evaluations, from its field `tolerance`
     )
+    batchwise: typing.ClassVar[bool] = False  # its steps depend on the whole chunk, as its paper has it
     likelihood: typing.ClassVar[str | None] = None  # "elbo" | "ode"
     dequantise: typing.ClassVar[str] = "uniform"  # | "own" | "none"
     version: typing.ClassVar[int] = 1  # raised when its numbers change

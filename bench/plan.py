@@ -24,6 +24,7 @@ from bench.worker import Site
 
 SAMPLES = 2000
 CHUNK = 500
+WORTH_WORKERS = 6_000_000  # evaluations times dimensions: some twenty seconds on one core
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Request:
     results: Path = Path("runs")
     device: str = "cpu"
     threads: int | None = None
-    workers: int = 1
+    workers: int | None = None  # None: one, or one a core where the work repays starting them
     micro_batch: int | None = None
     minutes: float | None = None
     keep: int = 16
@@ -86,7 +87,8 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
         )
     base_id = "none yet"
     if train and any(plugin.base for plugin, _ in chosen.methods):
-        how = bases.How(request.device, progress.report if progress else None, request.minutes)
+        report = progress.report if progress else None
+        how = bases.How(request.device, report, request.minutes, request.threads)
         _, card = bases.denoiser_of(request.base, data, request.train_seed, None, how)
         base_id = card["sha256"]
     chunk = min(CHUNK, samples)
@@ -135,11 +137,13 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
 
 
 def site_of(request: Request) -> Site:
+    if request.device.split(":")[0] not in ("cpu", "cuda"):
+        raise click.BadParameter(f"there is no device {request.device!r}; give cpu, cuda, cuda:1 or auto.")
     if request.device.startswith("cuda") and not torch.cuda.is_available():
         raise click.BadParameter(
             "there is no GPU here that torch can use; leave --device out or give --device cpu."
         )
-    threads = request.threads or max(1, (os.cpu_count() or 1) // max(1, request.workers))
+    threads = request.threads or 1
     torch.set_num_threads(threads)
     try:
         request.results.mkdir(parents=True, exist_ok=True)
@@ -154,6 +158,19 @@ def site_of(request: Request) -> Site:
     return Site(
         request.results.resolve(), request.device, threads, request.micro_batch, files, request.minutes
     )
+
+
+def workers(plan: "Plan") -> int:
+    """How many processes draw: as many as asked for, else one a core where the work repays starting them.
+
+    Single-threaded workers draw the same numbers however many there are, and small networks faster than
+    threads do.
+    """
+    if plan.request.workers:
+        return plan.request.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    work = sum(cell.nfe * cell.samples for cell in plan.todo) * plan.data.dim
+    return cores if plan.site.device == "cpu" and plan.site.threads == 1 and work > WORTH_WORKERS else 1
 
 
 def sample_metrics(request: Request, data: Data) -> tuple[str, ...]:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import click
 from filelock import FileLock, Timeout
 
-from bench import store, worker
+from bench import registry, store, worker
 from bench.executors import mapped
 from bench.job import Cell, Chunk
 from bench.measuring import Readied, error_row, floor, floor_key, measured, start_of
-from bench.plan import Plan, Request, expected, planned
+from bench.plan import Plan, Request, expected, planned, workers
 from bench.progress import Progress
 from bench.selection import Selection
-from bench.tables import FLOOR, Table, identity, label_of, tables
+from bench.tables import Reading, Table, identity, label_of, tables
 from bench.worker import Failure, Task
 
 SELECTORS = ("category", "leaf", "survey", "plugin_files")
@@ -37,6 +37,12 @@ def execute(plan: Plan, progress: Progress) -> None:
     holds are left to it.
     """
     floor(plan)
+    for cell in plan.todo:
+        if cell.images is not None:  # what is to be trained is trained first, with all cores
+            try:
+                worker.ready(cell, plan.site, progress.report)
+            except Exception as error:
+                progress.note(f"{cell.method} could not be trained: {sentence(error)}")
     deferred = Work(plan, progress).through(plan.todo, wait=False)
     if deferred:
         progress.note(
@@ -69,7 +75,7 @@ class Work:
         self.deferred: list[Cell] = []
         self.progress.cells(len(cells))
         try:
-            for task, result in mapped(worker.draw, self.tasks(cells, wait), self.plan.request.workers):
+            for task, result in mapped(worker.draw, self.tasks(cells, wait), workers(self.plan)):
                 if isinstance(result, Failure):
                     self.fail(task.cell, result.sentence)
                 else:
@@ -176,10 +182,9 @@ def keys_of(plan: Plan) -> set[str]:
 def results(plan: Plan) -> Results:
     """The tables of a plan's cells, from the results folder."""
     keys = keys_of(plan)
+    known = registry.plugins(plan.site.plugin_files)
     rows = [row for row in store.read(plan.site.results) if row["key"] in keys]
-    labels = label_of(rows)
+    labels = label_of(rows, known)
     baselines = {labels[identity(row)] for row in rows if row["method"] in plan.baselines}
-    everyone = list(dict.fromkeys(labels[identity(row)] for row in rows if row["method"] != FLOOR))
-    return Results(
-        tables(rows, everyone=everyone), frozenset(baselines), [row for row in rows if row["error"]]
-    )
+    found = tables(rows, Reading(plan.site.results, known, everyone=True))
+    return Results(found, frozenset(baselines), [row for row in rows if row["error"]])

@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
 from bench import registry, store
 from bench.metrics.names import METRICS, parse
+from bench.protocol import difference
+from bench.registry import Plugin
 from bench.statistics import bias_corrected, stderr, ties
 
 FLOOR = "real data"
-FORMATS = ("md", "latex", "csv", "json")
-BOUNDS = ("elbo",)
+LIKELIHOODS = ("nll", "nll_excess")
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,15 @@ class Entry:
     nfe: float
     nfe_max: float
     samples: int
-    seeds: int
-    rows: tuple[dict, ...]
+    rows: tuple[dict, ...]  # one a seed
 
     @property
     def stderr(self) -> float:
         return stderr(self.replicates)
+
+    @property
+    def column(self) -> str:
+        return self.rows[0]["metric"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Table:
 
     data: str
     metric: str  # the base name, such as fid
-    column: str  # with its extractor, such as fid[digits]
+    columns: list[str]  # with their extractors or kinds, such as fid[digits]
     labels: list[str]
     budgets: list[int]
     entries: dict[tuple[str, int], Entry]
@@ -50,90 +54,105 @@ class Table:
     notes: list[str]
 
 
-def tables(rows: Sequence[dict], metrics: Sequence[str] = (), everyone: Sequence[str] = ()) -> list[Table]:
-    """A table for each data set and metric in the rows; raises ClickException where two protocols would
-    share a column.
+@dataclass(frozen=True)
+class Reading:
+    """What reading rows takes besides the rows: where they lie, the plugins they speak of, who must be
+    listed.
     """
-    labels = label_of(rows)
+
+    folder: Path = Path("runs")
+    known: dict[str, Plugin] = field(default_factory=registry.plugins)
+    everyone: bool = False  # list methods without a likelihood in the table of likelihoods, with '-'
+
+
+def tables(rows: Sequence[dict], reading: Reading | None = None, metrics: Sequence[str] = ()) -> list[Table]:
+    """A table for each data set and metric in the rows; ClickException where two protocols would share a
+    column.
+    """
+    reading = reading or Reading()
+    labels = label_of(rows, reading.known)
     found = []
-    good = [row for row in rows if row["error"] is None]
-    for data in dict.fromkeys(row["data"] for row in good):
-        here = [row for row in good if row["data"] == data]
-        names = list(dict.fromkeys(parse(row["metric"])[0] for row in here))
-        order = list(METRICS)
-        for metric in sorted(names, key=order.index):
-            if metrics and metric not in metrics and not any(row["metric"] in metrics for row in here):
+    for data in dict.fromkeys(row["data"] for row in rows):
+        here = [row for row in rows if row["data"] == data]
+        good = [row for row in here if row["error"] is None]
+        for group in column_groups(good):
+            if metrics and not {parse(group[0])[0], *group} & set(metrics):
                 continue
-            columns = list(dict.fromkeys(row["metric"] for row in here if parse(row["metric"])[0] == metric))
-            groups = [columns] if metric in ("nll", "nll_excess") else [[column] for column in columns]
-            for group in groups:
-                mine = [row for row in here if row["metric"] in group]
-                failures = [
-                    row
-                    for row in rows
-                    if row["error"] and row["data"] == data and row["ask"] == mine[0]["ask"]
-                ]
-                found.append(table(data, metric, mine, failures, labels, everyone))
+            mine = [row for row in good if row["metric"] in group]
+            failures = [row for row in here if row["error"] and row["ask"] == mine[0]["ask"]]
+            listed = here if (reading.everyone and group[0].startswith("nll[")) or group == ["nll"] else []
+            found.append(table(data, group, mine, failures, labels, listed, reading))
     return found
 
 
+def column_groups(rows: Sequence[dict]) -> list[list[str]]:
+    """The columns of each table: one, but all kinds of likelihood side by side, never compared."""
+    order = list(METRICS)
+    columns = sorted({row["metric"] for row in rows}, key=lambda c: (order.index(parse(c)[0]), c))
+    groups: dict[str, list[str]] = {}
+    for column in columns:
+        base = parse(column)[0]
+        groups.setdefault(base if base in LIKELIHOODS else column, []).append(column)
+    return list(groups.values())
+
+
 def table(
-    data: str, metric: str, rows: list[dict], failures: list[dict], labels: dict, everyone: Sequence[str]
+    data: str,
+    columns: list[str],
+    rows: list[dict],
+    failures: list[dict],
+    labels: dict[tuple, str],
+    listed: Sequence[dict],
+    reading: Reading,
 ) -> Table:
-    floor_rows = [row for row in rows if row["method"] == FLOOR]
+    """One table of the given rows; `listed` rows give lines of their own even where nothing was measured."""
+    metric = parse(columns[0])[0]
+    floors = [row for row in rows if row["method"] == FLOOR]
     rows = [row for row in rows if row["method"] != FLOOR]
-    refuse_mixed(rows)
+    refuse_mixed(rows, reading.folder)
     grouped: dict[tuple[str, int], list[dict]] = {}
     for row in rows:
         grouped.setdefault((labels[identity(row)], row["budget"]), []).append(row)
     entries = {place: merged(members) for place, members in grouped.items()}
-    budgets = sorted({budget for _, budget in entries})
-    columns = sorted({row["metric"] for row in rows or floor_rows})
-    better = METRICS[metric].better
-    best = {}
-    for budget in budgets:
-        best[budget] = set()
-        for one in columns:  # numbers of two kinds of likelihood are not held against each other
-            column = {
-                label: (e.value, e.replicates)
-                for (label, b), e in entries.items()
-                if b == budget and e.rows[0]["metric"] == one
-            }
-            best[budget] |= ties(column, better) if len(column) > 1 else set()
-    failed = {(labels[identity(r)], r["budget"]): r["error"] for r in failures if identity(r) in labels}
-    known = registry.plugins()
-    shown = list(dict.fromkeys(label for label, _ in [*entries, *failed]))
-    if metric == "nll":
-        shown += [label for label in everyone if label not in shown]
-    names = {labels[identity(r)]: r["method"] for r in [*rows, *failures] if identity(r) in labels}
-    least = {label: known[name].least for label, name in names.items() if name in known}
-    floor = merged(floor_rows[:1]) if floor_rows else None
+    failed = {(labels[identity(row)], row["budget"]): row["error"] for row in failures}
+    methods = {
+        labels[identity(row)]: row["method"] for row in [*rows, *failures, *listed] if row["method"] != FLOOR
+    }
+    floor = merged(floors[:1]) if floors else None
     return Table(
         data=data,
         metric=metric,
-        column=" ".join(columns),
-        labels=sorted(shown, key=lambda label: order_of(label, names, known)),
-        budgets=budgets,
+        columns=columns,
+        labels=sorted(methods, key=lambda label: order_of(label, reading.known.get(methods[label]))),
+        budgets=sorted({budget for _, budget in [*entries, *failed]}),
         entries=entries,
-        best=best,
+        best=best_of(entries, METRICS[metric].better),
         floor=floor,
         failed=failed,
-        least=least,
+        least={label: reading.known[name].least for label, name in methods.items() if name in reading.known},
         notes=notes_of(metric, columns, rows, floor, failed),
     )
 
 
-def order_of(label: str, names: dict, known: dict) -> tuple:
+def best_of(entries: dict[tuple[str, int], Entry], better: str) -> dict[int, set[str]]:
+    """By budget, the labels that are best or tied with the best of their column; a lone one is neither."""
+    columns: dict[tuple[int, str], dict] = {}
+    for (label, budget), entry in entries.items():
+        columns.setdefault((budget, entry.column), {})[label] = (entry.value, entry.replicates)
+    best: dict[int, set[str]] = {}
+    for (budget, _), column in columns.items():
+        best.setdefault(budget, set()).update(ties(column, better) if len(column) > 1 else ())
+    return best
+
+
+def order_of(label: str, plugin: Plugin | None) -> tuple:
     """Foundations first, then by place in the taxonomy, then by name."""
-    plugin = known.get(names.get(label, ""))
-    return (plugin is not None and plugin.folder != "foundations", plugin.folder if plugin else "~", label)
+    return (plugin is None or plugin.folder != "foundations", plugin.folder if plugin else "~", label)
 
 
 def identity(row: dict) -> tuple:
-    """What tells one line of a table from another: the method, its parameters, its base and what it was
-    trained on.
-    """
-    parameters = {k: v for k, v in row["parameters"].items() if k != "tolerance"}
+    """What tells one line from another: the method, its parameters, its base and what it was trained on."""
+    parameters = {name: value for name, value in row["parameters"].items() if name != "tolerance"}
     return (
         row["method"],
         row["version"],
@@ -143,66 +162,61 @@ def identity(row: dict) -> tuple:
     )
 
 
-def label_of(rows: Sequence[dict]) -> dict[tuple, str]:
-    """Readable names: the method's title, with the parameters that are not its defaults; the base where
-    there are several.
+def label_of(rows: Sequence[dict], known: dict[str, Plugin]) -> dict[tuple, str]:
+    """Readable names: the title, the parameters that are not its defaults, and the base where there are
+    several.
     """
-    known = registry.plugins()
     labels: dict[tuple, str] = {}
-    identities = {identity(row): row for row in rows}
     bases = {row["base_id"] for row in rows if row["base_id"]}
-    for key, row in identities.items():
+    for key, row in {identity(row): row for row in rows}.items():
         plugin = known.get(row["method"])
-        defaults = {name: default for name, (_, default) in plugin.parameters.items()} if plugin else {}
-        changed = {
-            name: value
-            for name, value in row["parameters"].items()
-            if name != "tolerance" and plugin and defaults.get(name) != value
-        }
-        text = plugin.title if plugin else row["method"]
-        inside = [f"{name}={value}" for name, value in changed.items()]
+        inside = changed(row["parameters"], plugin) if plugin else []
         if len(bases) > 1 and row["base_id"]:
             inside.append(f"base {row['base_id'].removeprefix('exact:')[:6]}")
         if plugin and row["version"] != plugin.version:
             inside.append(f"version {row['version']}")
-        text += f" ({', '.join(inside)})" if inside else ""
-        if text in labels.values():
-            text += f" [{row['method']}]"
-        labels[key] = text
+        text = (plugin.title if plugin else row["method"]) + (f" ({', '.join(inside)})" if inside else "")
+        labels[key] = f"{text} [{row['method']}]" if text in labels.values() else text
     return labels
 
 
-def refuse_mixed(rows: Sequence[dict]) -> None:
-    by_column: dict[str, dict[str, Path]] = {}
-    for row in rows:
-        by_column.setdefault(row["metric"], {})[row["protocol"]] = row.get("folder", Path("runs"))
-    for column, prints in by_column.items():
-        if len(prints) > 1:
-            from bench.protocol import difference
+def changed(parameters: dict, plugin: Plugin) -> list[str]:
+    """The parameters that are not the plugin's defaults, as name=value."""
+    return [
+        f"{name}={value}"
+        for name, value in parameters.items()
+        if name != "tolerance" and name in plugin.parameters and plugin.parameters[name][1] != value
+    ]
 
-            (a, folder_a), (b, folder_b) = list(prints.items())[:2]
+
+def refuse_mixed(rows: Sequence[dict], folder: Path) -> None:
+    """Two protocols in one column are two scales: say what differs, and how to pick one."""
+    prints: dict[str, list[str]] = {}
+    for row in rows:
+        if row["protocol"] not in prints.setdefault(row["metric"], []):
+            prints[row["metric"]].append(row["protocol"])
+    for column, found in prints.items():
+        if len(found) > 1:
+            a, b = found[:2]
             what = (
-                "; ".join(difference(store.protocol(folder_a, a), store.protocol(folder_b, b)))
-                or "unknown fields"
+                "; ".join(difference(store.protocol(folder, a), store.protocol(folder, b))) or "not on record"
             )
             raise click.ClickException(
-                f"{column} was measured under {len(prints)} protocols ({what}); "
-                f"pick one with --protocol {a} or --protocol {b}."
+                f"{column} was measured under {len(found)} protocols ({what}); pick one with --protocol {a} "
+                f"or --protocol {b}."
             )
 
 
 def merged(rows: Sequence[dict]) -> Entry:
     """The mean over seeds; a replicate of the mean is the mean of the seeds' replicates."""
     n = len(rows)
-    replicates = tuple(sum(column) / n for column in zip(*(row["replicates"] for row in rows), strict=True))
-    mean = lambda name: sum(row[name] or 0.0 for row in rows) / n
+    columns = zip(*(row["replicates"] for row in rows), strict=True)
     return Entry(
-        value=mean("value"),
-        replicates=replicates,
-        nfe=mean("nfe"),
+        value=sum(row["value"] for row in rows) / n,
+        replicates=tuple(sum(column) / n for column in columns),
+        nfe=sum(row["nfe"] or 0.0 for row in rows) / n,
         nfe_max=max(row["nfe_max"] or 0.0 for row in rows),
         samples=rows[0]["samples"],
-        seeds=n,
         rows=tuple(rows),
     )
 
@@ -213,165 +227,40 @@ def notes_of(
     """What a reader must know to read the table, a sentence each."""
     notes = []
     if rows:
-        samples = sorted({row["samples"] for row in rows})
-        seeds = sorted({row["seed"] for row in rows})
-        count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+        counts = " and ".join(f"{n:,}" for n in sorted({row["samples"] for row in rows}))
+        seeds = len({row["seed"] for row in rows})
         unit = rows[0]["details"].get("unit")
-        kind = "test rows" if metric.startswith("nll") else "samples"
-        what = f"{' and '.join(f'{n:,}' for n in samples)} {kind} a cell, {count}"
         notes.append(
-            f"{what}; ± is one standard error (jackknife over 20 blocks)" + (f"; in {unit}." if unit else ".")
+            f"{counts} {'test rows' if metric in LIKELIHOODS else 'samples'} a cell, "
+            f"{f'{seeds} seeds' if seeds > 1 else 'one seed'}; ± is one standard error (jackknife, 20 blocks)"
+            + (f"; in {unit}." if unit else ".")
         )
     notes.append("Bold: the best of its column and all that cannot be told from it (paired t, Holm, 5 %).")
     if floor is not None:
-        notes.append(
-            f"Floor: {floor.samples:,} held-out images score {floor.value:.2f}, bias-corrected "
-            f"{bias_corrected(floor.value, floor.replicates):.2f}."
+        corrected = (
+            f" (bias-corrected {bias_corrected(floor.value, floor.replicates):.2f})"
             if metric == "fid"
-            else f"Floor: {floor.samples:,} held-out images score {floor.value:.2f}."
+            else ""
         )
+        notes.append(f"Floor: {floor.samples:,} held-out rows score {floor.value:.2f}{corrected}.")
     if metric == "nll":
-        kinds = {
-            "elbo": "≤ marks an upper bound (K-step, one draw a term)",
-            "ode": "the probability flow's value is that of the shared base",
-        }
-        notes += [text + "." for kind, text in kinds.items() if any(kind in column for column in columns)]
-        notes.append("A learning-free sampler has no likelihood of its own: '-'.")
-    notes += [f"{label} at {budget}: {why}" for (label, budget), why in failed.items()]
-    return notes
-
-
-def cell_text(table: Table, label: str, budget: int, style: str = "md") -> str:
-    """One cell: value ± error, bold where tied with the best, '<least' where undefined, 'failed', '-'."""
-    entry = table.entries.get((label, budget))
-    if entry is None:
-        if (label, budget) in table.failed:
-            return "failed"
-        return f"<{table.least[label]}" if budget < table.least.get(label, 0) else "-"
-    text, error = rounded(entry.value, entry.stderr)
-    bound = table.metric == "nll" and any(kind in entry.rows[0]["metric"] for kind in BOUNDS)
-    text = ("≤" if bound else "") + text
-    if label in table.best.get(budget, set()):
-        text = f"**{text}**" if style == "md" else rf"\textbf{{{text}}}"
-    return f"{text} ± {error}" if error else text
-
-
-def rounded(value: float, error: float) -> tuple[str, str]:
-    """A value and its standard error, to the error's second digit (its first where that is 3 or more), at
-    most 4 decimals.
-    """
-    import math
-
-    if not math.isfinite(value) or not math.isfinite(error) or error <= 0:
-        return f"{value:.4g}", ""
-    first = math.floor(math.log10(error))
-    digits = -first + (1 if error / 10**first < 3 else 0)
-    digits = min(max(digits, 0), 4)
-    return f"{value:.{digits}f}", f"{error:.{digits}f}"
-
-
-def markdown(table: Table, baselines: Sequence[str] = ()) -> str:
-    """A table in Markdown, its notes under it."""
-    from tabulate import tabulate
-
-    arrow = "↓" if METRICS[table.metric].better == "lower" else "↑"
-    header = [f"{table.column} {arrow} on {table.data}", *(f"NFE {budget}" for budget in table.budgets)]
-    body = [
-        [label + (" †" if label in baselines else ""), *(cell_text(table, label, b) for b in table.budgets)]
-        for label in table.labels
-    ]
-    if table.floor is not None:
-        body.append(
-            [f"{FLOOR} ({table.floor.samples:,} held out)", *[floor_text(table)] * len(table.budgets)]
-        )
-    text = tabulate(
-        body,
-        header,
-        tablefmt="github",
-        disable_numparse=True,
-        colalign=("left", *("right",) * len(table.budgets)),
-    )
-    notes = list(table.notes)
-    if any(label in baselines for label in table.labels):
-        notes.append("† a baseline from the foundations.")
-    return text + "\n\n" + "\n".join(notes)
-
-
-def floor_text(table: Table) -> str:
-    text, error = rounded(table.floor.value, table.floor.stderr)
-    return f"{text} ± {error}" if error else text
-
-
-def records(tables: Sequence[Table]) -> list[dict]:
-    """One record a cell, for JSON and CSV."""
-    found = []
-    for one in tables:
-        places = [(label, budget, entry) for (label, budget), entry in one.entries.items()]
-        if one.floor is not None:
-            places.append((FLOOR, 0, one.floor))
-        for label, budget, entry in places:
-            row = entry.rows[0]
-            found.append(
-                {
-                    "method": row["method"],
-                    "label": label,
-                    "data": one.data,
-                    "metric": row["metric"],
-                    "budget": budget,
-                    "nfe": entry.nfe,
-                    "nfe_max": entry.nfe_max,
-                    "value": entry.value,
-                    "stderr": entry.stderr,
-                    "bias_corrected": bias_corrected(entry.value, entry.replicates)
-                    if one.metric == "fid"
-                    else None,
-                    "tied_with_best": label in one.best.get(budget, set()),
-                    "samples": entry.samples,
-                    "seeds": entry.seeds,
-                    "protocol": row["protocol"],
-                    "seconds": sum(r["seconds"] or 0.0 for r in entry.rows) / entry.seeds,
-                    "train_images": row["train_images"],
-                    "train_seconds": row["train_seconds"],
-                    "parameters": row["parameters"],
-                }
+        if any("elbo" in column for column in columns):
+            notes.append(
+                "≤ marks an upper bound, estimated with one draw a term; it is not compared with [ode]."
             )
-    return found
+        if any("ode" in column for column in columns):
+            notes.append("[ode]: the probability flow's likelihood, that of the shared base itself.")
+        notes.append("'-': a learning-free sampler has no likelihood of its own.")
+    return notes + [f"{label} at {budget} failed: {why}" for (label, budget), why in failed.items()]
 
 
-def render(tables: Sequence[Table], format: str, baselines: Sequence[str] = ()) -> str:
-    """All tables in one of FORMATS."""
-    if format == "json":
-        return json.dumps(records(tables), indent=1)
-    if format == "csv":
-        import pandas as pd
-
-        return pd.DataFrame(records(tables)).to_csv(index=False)
-    if format == "latex":
-        return "\n\n".join(latex(table) for table in tables)
-    return "\n\n".join(markdown(table, baselines) for table in tables)
-
-
-def latex(table: Table) -> str:
-    """A booktabs table."""
-    escape = lambda s: (
-        s.replace("&", r"\&")
-        .replace("%", r"\%")
-        .replace("_", r"\_")
-        .replace("≤", r"$\leq$")
-        .replace("±", r"$\pm$")
-    )
-    lines = [r"\begin{tabular}{l" + "r" * len(table.budgets) + "}", r"\toprule"]
-    lines.append(" & ".join([escape(table.column), *map(str, table.budgets)]) + r" \\")
-    lines.append(r"\midrule")
-    lines += [
-        " & ".join([escape(label), *(escape(cell_text(table, label, b, "latex")) for b in table.budgets)])
-        + r" \\"
-        for label in table.labels
-    ]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
-
-
-def chosen(rows: Sequence[dict], category=None, data=None, nfe=None, protocol=None) -> list[dict]:
+def chosen(
+    rows: Sequence[dict],
+    category: str | None = None,
+    data: str | None = None,
+    nfe: Sequence[int] | None = None,
+    protocol: str | None = None,
+) -> list[dict]:
     """The rows that meet every condition given; floors go with their data."""
     from bench.selection import Selection, labelled
 

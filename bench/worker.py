@@ -79,7 +79,7 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
     plugin = registry.find(cell.method, registry.plugins(site.plugin_files))
     method = plugin.make(json.loads(cell.parameters))
     data = load(cell.data)
-    how = bases.How(site.device, report, site.minutes)
+    how = bases.How(site.device, report, site.minutes, None if site.threads == 1 else site.threads)
     base = None
     if plugin.base:
         base, _ = bases.shared(cell.base, cell.data, cell.train_seed, None, site.device)
@@ -100,7 +100,7 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
     model, card = bases.prepared(
         cell.method,
         facts,
-        lambda: built(method, base, data, cell),
+        lambda: built(method, base, data, cell.nfe, cell.train_seed),
         lambda model: method.train(model, base, data, cell.images, cell.nfe),
         seed=cell.train_seed,
         how=how,
@@ -109,11 +109,11 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
     return Ready(method, model, data, card)
 
 
-def built(method: Method, base: nn.Module | None, data: Data, cell: Cell) -> nn.Module:
+def built(method: Method, base: nn.Module | None, data: Data, nfe: int, seed: int) -> nn.Module:
     """The untrained model, its random weights drawn from the training seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cell.train_seed)
-        return method.build(base, data, cell.nfe)
+        torch.manual_seed(seed)
+        return method.build(base, data, nfe)
 
 
 @lru_cache(maxsize=1)

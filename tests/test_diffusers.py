@@ -1,7 +1,7 @@
 """Our samplers against diffusers' schedulers, on one network, grid and start.
 
-The schedulers that work in sigma / alpha are given our grid in its place; those that look up a discrete process are given
-our `ddpm` table. They compute in float32, which bounds how well the two agree.
+The schedulers that work in sigma / alpha are given our grid in its place, those with a discrete process our
+`ddpm` table. They compute in float32 in part, which bounds how well the two agree.
 """
 
 import importlib.util
@@ -52,7 +52,7 @@ def ours(name: str, base: Denoiser, nfe: int, **fields) -> Tensor:
 
 
 def theirs(scheduler, base: Denoiser, times: Tensor, solver_types: list[str] | None = None) -> Tensor:
-    """What a scheduler in sigma / alpha makes of our grid (n + 1 times); it holds x to be variance preserving."""
+    """What a scheduler in sigma / alpha makes of our n + 1 times; its x is variance preserving."""
     steps, z = len(times) - 1, start(base) / base.schedule.alpha(times[0])
     scheduler.set_timesteps(steps)
     scheduler.sigmas = base.schedule.sigma(times) / base.schedule.alpha(times)
@@ -69,10 +69,12 @@ def theirs(scheduler, base: Denoiser, times: Tensor, solver_types: list[str] | N
 
 
 def with_inner(base: Denoiser, orders: list[int]) -> Tensor:
-    """Steps even in lambda, each cut evenly into as many as its order: where a singlestep solver evaluates."""
+    """Steps even in lambda, each cut evenly by its order: where a singlestep solver evaluates."""
     lam = base.schedule.lam(base.schedule.steps(len(orders)))
     knots = [
-        s + (t - s) * i / order for order, (s, t) in zip(orders, pairwise(lam), strict=True) for i in range(order)
+        s + (t - s) * i / order
+        for order, (s, t) in zip(orders, pairwise(lam), strict=True)
+        for i in range(order)
     ]
     times = base.schedule.time(torch.stack([*knots, lam[-1]]))
     times[0], times[-1] = base.schedule.t_max, base.schedule.t_min
@@ -91,7 +93,7 @@ def test_dpmpp_2m_is_diffusers(nfe, schedule):
 
 @pytest.mark.parametrize("nfe", [5, 9, 20])
 def test_dpmpp_3m_with_half_its_curvature_is_diffusers(nfe):
-    """The paper's expansion (section 4.2) has x0''; the authors' code and diffusers take half of it."""
+    """The paper's expansion (eq. 9) has x0''; the authors' code and diffusers take half of it."""
     base = denoiser(SCHEDULES["vp"]())
     scheduler = diffusers.DPMSolverMultistepScheduler(solver_order=3, final_sigmas_type="sigma_min")
     expected = theirs(scheduler, base, base.schedule.steps(nfe))
@@ -154,7 +156,7 @@ def test_unipc_is_diffusers(nfe, variant):
 
 @pytest.mark.parametrize("r", [0, 1, 2])
 def test_deis_in_a_time_that_is_log_sigma_is_diffusers(r):
-    """The paper's polynomial is in t (eq. 14), diffusers' in log(sigma / alpha): under "ve" the two are one."""
+    """The paper's polynomial is in t, diffusers' in log(sigma / alpha): under "ve" the two are one."""
     base = denoiser(SCHEDULES["ve"]())
     scheduler = diffusers.DEISMultistepScheduler(solver_order=r + 1)
     times = base.schedule.steps(20, "time")
@@ -183,9 +185,8 @@ def alpha_bar(n: int = 1000) -> Tensor:
 
 
 def test_f_pndm_is_diffusers_without_its_empty_last_step():
-    """diffusers' grid 900, 800, ..., 0 ends with a step from 0 to 0; ours is the same over 901 noise levels."""
+    """diffusers' grid 900, 800, ..., 0 ends with a step from 0 to 0; ours has the first 901 noise levels."""
     base = denoiser(Table(alpha_bar(901)))
-    base.schedule = Table(alpha_bar(901))
     scheduler = diffusers.PNDMScheduler()
     scheduler.alphas_cumprod = alpha_bar()
     scheduler.set_timesteps(10)
@@ -231,7 +232,7 @@ def test_edm_heun_is_diffusers():
     scheduler = diffusers.HeunDiscreteScheduler()
     scheduler.set_timesteps(10)
     twice = times[:-1].repeat_interleave(2)[1:]  # each but the first is arrived at and left
-    scheduler.sigmas, scheduler.timesteps = torch.cat([times[:1], times[1:-1].repeat_interleave(2), times[-1:]]), twice
+    scheduler.sigmas, scheduler.timesteps = torch.cat([times[:1], twice[1:], times[-1:]]), twice
     x = start(base)
     for t in twice:
         with torch.no_grad():

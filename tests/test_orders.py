@@ -4,6 +4,7 @@ import importlib.util
 import math
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,14 +14,19 @@ from torch import Tensor
 from bench.data import load
 from bench.diffusion.counting import counting
 from bench.diffusion.denoiser import Denoiser
-from bench.diffusion.exact import ExactNetwork
+from bench.diffusion.exact import ExactNetwork, GaussianMixture
 from bench.diffusion.schedule import SCHEDULES
 from bench.diffusion.steps import moment
 from bench.method import Method
 
 FOLDER = Path(__file__).parent.parent / "zoo/sampling_acceleration/ode_solver"
 # Two budgets between which the error falls at the declared order; DPM-Solver-3's leave the same rest by 3.
-BUDGETS = {"pndm": (640, 1280), "ipndm": (640, 1280), "dpm_solver_3": (320, 641), "dpm_solver_v3": (160, 320)}
+BUDGETS = {
+    **dict.fromkeys(["euler", "dpmpp_2s", "unipc"], (320, 640)),
+    **dict.fromkeys(["pndm", "ipndm"], (640, 1280)),
+    "dpm_solver_3": (161, 320),
+}
+SMALL = {"dpm_solver_v3": {"knots": 30, "points": 64}, "rk45": {"tolerance": 1e-2}}
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
@@ -50,6 +56,7 @@ def start(schedule: str, n: int = 8) -> Tensor:
     return denoiser(schedule).prior(n, torch.Generator().manual_seed(0)).double()
 
 
+@cache
 def model(method: Method, schedule: str) -> torch.nn.Module:
     base, data = denoiser(schedule), load("mixture2d")
     built = method.build(base, data, 10)
@@ -74,41 +81,41 @@ def truth(schedule: str, n: int = 8) -> Tensor:
 
 
 def error(name: str, schedule: str, nfe: int, **fields) -> float:
-    method = plugin(name)(**fields)
+    method = plugin(name)(**SMALL.get(name, {}), **fields)
     ends_at_zero = name in ("ddim", "edm_heun")  # their last step, from t_min to 0, is Euler's
     with torch.no_grad():
-        exact = denoiser(schedule)(truth(schedule), denoiser(schedule).schedule.t_min).x0
-        exact = exact if ends_at_zero else truth(schedule)
-        return float((method.sample(model(method, schedule), start(schedule), nfe) - exact).square().mean().sqrt())
+        exact = truth(schedule)
+        if ends_at_zero:
+            exact = denoiser(schedule)(exact, denoiser(schedule).schedule.t_min).x0
+        found = method.sample(model(method, schedule), start(schedule), nfe)
+        return float((found - exact).square().mean().sqrt())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if plugin(name).order])
 def test_a_solver_converges_at_the_order_it_declares(name):
-    schedule, (few, many) = plugin(name).schedules[0], BUDGETS.get(name, (320, 640))
+    schedule, (few, many) = plugin(name).schedules[0], BUDGETS.get(name, (160, 320))
     order = math.log(error(name, schedule, few) / error(name, schedule, many)) / math.log(many / few)
     assert order == pytest.approx(plugin(name).order, abs=0.25)
 
 
 @pytest.mark.parametrize("r", [0, 1, 2])
 def test_a_polynomial_of_degree_r_gives_deis_order_r_plus_1(r):
-    order = math.log2(error("deis_tab", "vp", 320, r=r) / error("deis_tab", "vp", 640, r=r))
+    order = math.log2(error("deis_tab", "vp", 160, r=r) / error("deis_tab", "vp", 320, r=r))
     assert order == pytest.approx(r + 1, abs=0.25)
 
 
 def test_halving_the_curvature_costs_3m_its_third_order():
-    errors = [error("dpmpp_3m", "vp", n, curvature=0.5) for n in (320, 640)]
+    errors = [error("dpmpp_3m", "vp", n, curvature=0.5) for n in (160, 320)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.25)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_solver_keeps_its_budget_and_its_samples_know_nothing_of_each_other(name):
-    method = plugin(name)()
-    if method.adaptive:
-        method = plugin(name)(tolerance=1e-2)
+    method = plugin(name)(**SMALL.get(name, {}))
     schedule = method.schedules[0]
     built, x = model(method, schedule), start(schedule, 4)
     with torch.no_grad():
-        for nfe in range(method.least, method.least + 14):
+        for nfe in range(method.least, method.least + (1 if method.adaptive else 14)):
             before = x.clone()
             with counting(built, None if method.adaptive else nfe * len(x)) as tallies:
                 together = method.sample(built, x, nfe)
@@ -116,6 +123,32 @@ def test_a_solver_keeps_its_budget_and_its_samples_know_nothing_of_each_other(na
             assert torch.equal(x, before)
             alone = torch.cat([method.sample(built, row, nfe) for row in x.split(1)])
             torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+
+
+def test_v3_without_statistics_converges_at_third_order():
+    untrained = plugin("dpm_solver_v3")().build(denoiser("vp"), load("mixture2d"), 10)
+    method = plugin("dpm_solver_v3")(corrector=False)
+    with torch.no_grad():
+        found = [method.sample(untrained, start("vp"), n) for n in (160, 320)]
+    far, near = ((x - truth("vp")).square().mean().sqrt() for x in found)
+    assert math.log2(far / near) == pytest.approx(3, abs=0.25)
+
+
+def test_v3_solves_a_gaussians_linear_flow_in_one_step_but_for_its_tables():
+    one, spread = torch.ones(1).double(), 0.3
+    mean = torch.tensor([[0.5, -0.2]]).double()
+    mixture = GaussianMixture(one, mean, torch.eye(2)[None, :, :1].double(), 0 * one[None], spread**2 * one)
+    base = Denoiser(ExactNetwork(mixture, (2,), 1.0), SCHEDULES["vp"](), (2,), "x0", 1.0)
+    method, x = plugin("dpm_solver_v3")(knots=200, points=16), start("vp")
+    trained = method.build(base, None, 1)
+    # in float64: f does not vary here, and regressing its rounding would be no test
+    data = SimpleNamespace(train=mixture.sample(16, torch.Generator().manual_seed(1)), scale=lambda x: x)
+    method.train(trained, base, data, 0, 1)
+    first, last = ((base.schedule.sigma(t) / base.schedule.alpha(t)) ** 2 for t in (1.0, base.schedule.t_min))
+    z = mean + (x / base.schedule.alpha(1.0) - mean) * ((spread**2 + last) / (spread**2 + first)) ** 0.5
+    with torch.no_grad():
+        found = method.sample(trained, x, 1) / base.schedule.alpha(base.schedule.t_min)
+    torch.testing.assert_close(found, z, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("schedule", ["vp", "vp_cosine", "subvp", "ve", "edm", "flow"])

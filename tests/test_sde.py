@@ -224,6 +224,12 @@ def test_restarts_split_of_the_budget_is_the_papers(nfe, main, k, inner):
     assert spent(method, exact(ring(), "edm"), nfe)[0] == nfe
 
 
+def test_a_small_budget_still_has_one_restart_and_one_of_five_hundred_has_longer_ones():
+    method = plugin("restart")()
+    assert method.split(7) == (2, 1, 2) and method.split(10) == (3, 1, 2) and method.split(42) == (18, 1, 2)
+    assert method.split(500) == (18, 29, 8)
+
+
 def test_restart_refuses_more_restarts_than_the_budget_has():
     with pytest.raises(ValueError, match="need at least 43 evaluations, not 20"):
         plugin("restart")(K=10).sample(exact(ring(), "edm"), torch.zeros(2, 2), 20)
@@ -265,7 +271,7 @@ def test_a_correctors_step_has_the_signal_to_noise_ratio_asked_for():
 
     denoiser = exact(gaussian(256), "ve")
     s = torch.tensor(0.5, dtype=torch.float64)
-    x = drawn(denoiser, 16)
+    x = drawn(denoiser, 16) / 50 * torch.linspace(0.5, 1.5, 16)[:, None]  # of the size it has at s
     score = denoiser(x, s).score
     for per_sample in (False, True):
         torch.manual_seed(0)
@@ -274,7 +280,7 @@ def test_a_correctors_step_has_the_signal_to_noise_ratio_asked_for():
         noise = torch.randn_like(x)
         length = (lambda a: a.norm(dim=1, keepdim=True)) if per_sample else (lambda a: a.norm(dim=1).mean())
         size = 2 * (0.16 * length(noise) / length(score)) ** 2
-        assert torch.allclose(moved, x + size * score + (2 * size).sqrt() * noise, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(moved, x + size * score + (2 * size).sqrt() * noise, atol=1e-5)
 
 
 def test_ncsn_finds_the_step_that_its_paper_chose():
@@ -284,23 +290,30 @@ def test_ncsn_finds_the_step_that_its_paper_chose():
     assert step_size(gamma, 5) * 0.01**2 == pytest.approx(6.2e-6, rel=0.05)
 
 
-def test_consistent_annealing_leaves_exactly_the_next_levels_noise():
-    """For data in one point, x0 is known and each level's noise must be the schedule's."""
-    method = plugin("consistent_annealed")()
-    point = gaussian(1, variance=1e-12)
-    denoiser = exact(point, "ve")
-    levels = denoiser.schedule.sigma(denoiser.schedule.steps(9, "lambda", end="zero")[:-1])
+@pytest.mark.parametrize(
+    "name, hyper",
+    [
+        ("consistent_annealed", {}),
+        ("dpmpp_2m_sde", {}),
+        ("edm_stochastic", {"S_noise": 1.0}),
+        ("restart", {}),
+        ("ddpm", {"variance": "posterior"}),
+    ],
+)
+def test_for_data_in_one_point_the_noise_is_the_schedules_at_every_evaluation(name, hyper):
+    """There x0 is known; the inputs are in units of their level's noise."""
+    method = plugin(name)(**hyper)
+    denoiser = exact(gaussian(1, variance=1e-12), method.schedules[0])
+    rows = torch.zeros(40, 1, dtype=torch.float64)
+    rows[0] = denoiser.schedule.sigma(denoiser.schedule.t_max)
+    noises = iter(torch.eye(40, dtype=torch.float64)[1:, :, None])
     seen = []
-    handle = denoiser.net.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0]))
-    rows = torch.zeros(10, 1, dtype=torch.float64)
-    rows[0] = levels[0]
-    noises = iter(torch.eye(10, dtype=torch.float64)[1:, :, None])
+    denoiser.net.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "randn_like", lambda like: next(noises))
-        method.sample(denoiser, rows, 9)
-    handle.remove()
-    inputs = torch.stack(seen).square().sum((1, 2)).sqrt()  # in units of each level's noise
-    assert torch.allclose(inputs, torch.ones_like(inputs), atol=1e-6)
+        method.sample(denoiser, rows, 23)
+    sizes = torch.stack(seen).square().sum((1, 2)).sqrt()
+    assert torch.allclose(sizes, torch.ones_like(sizes), atol=1e-6)
 
 
 def test_consistent_annealing_refuses_a_step_too_small_for_its_levels():

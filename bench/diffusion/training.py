@@ -34,6 +34,7 @@ class Session:
     report: Report | None = None
     minutes: float | None = None
     save_every: float = 15.0  # seconds
+    every: int = 50  # steps between two points of the curve
     loops: int = 0
     images: int = 0
     rows: int = 0  # evaluations spent on search and estimation, added by whoever counts them
@@ -115,7 +116,7 @@ def fit(
         keep = 0.5 ** (batch / max(batch, ema * step * batch))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.values()), [p.detach() for p in weights.values()], 1 - keep)
-        if step % 50 == 0 or step == total:
+        if step % run.every == 0 or step == total:
             seen_loss = float(value.detach())
             curve.append((step * batch, seen_loss))
             if not math.isfinite(seen_loss):

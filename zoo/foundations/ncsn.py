@@ -5,9 +5,9 @@ At each of the geometric levels sigma_1 > .. > sigma_L it takes T steps (Algorit
     x <- x + e sigma_i^2 score(x) + sqrt(2 e) sigma_i noise,
 
 and at the end it returns the denoised x + sigma_L^2 score(x). Were all data one point, T steps would leave
-(1 - e)^{2T} (gamma^2 - k) + k times the variance sigma_i^2, with k = 2 / (2 - e), gamma = sigma_{i-1} / sigma_i;
-e is where this is closest to 1 (technique 4 of NCSNv2, arXiv:2006.09011). With 232 levels from 50 to 0.01 and
-T = 5 that is the paper's e = 6.2e-6 / 0.01^2.
+(1 - e)^{2T} (gamma^2 - k) + k times the variance sigma_i^2, where k = 2 / (2 - e) and gamma is the ratio of
+neighbouring levels; e is where this is closest to 1 (technique 4 of NCSNv2, arXiv:2006.09011). With 232
+levels from 50 to 0.01 and T = 5 that is the paper's e = 6.2e-6 / 0.01^2.
 
 The paper's numbers cost L T + 1 = 1161 evaluations. With fewer, T falls first; once it is 1, so does L.
 """

@@ -1,15 +1,17 @@
-"""tAB-DEIS: the flow's linear part solved exactly, the noise prediction extrapolated by a polynomial in time.
+"""tAB-DEIS: the flow's linear part solved exactly, the noise prediction extrapolated by a polynomial in
+time.
 
-With z = x / alpha and r = sigma / alpha the flow is dz = eps dr. Over a step from s to t the method puts for eps the polynomial in time
-through its values at s and at the times before it (eq. 13-15),
+With z = x / alpha and r = sigma / alpha the flow is dz = eps dr. Over a step from s to t the method puts
+for eps the polynomial in time through its values at s and at the times before it (eq. 14 and 15),
 
-    x_t = (alpha_t / alpha_s) x_s + sum_j C_j eps_j,    C_j = alpha_t * integral from s to t of l_j(tau) r'(tau) dtau,
+    x_t = (alpha_t / alpha_s) x_s + sum_j C_j eps_j,
+    C_j = alpha_t * integral from s to t of l_j(tau) r'(tau) dtau,
 
-l_j being Lagrange's polynomials on those times. The C do not depend on the data; they are found by quadrature. The first steps have fewer
-points.
+l_j being Lagrange's polynomials on those times. The C do not depend on the data and are found by
+quadrature. Where there are not yet r + 1 values the degree is lower. Under "vp" that start is harmless and
+the order is r + 1; under schedules whose r' is steep at t_max ("vp_cosine", "flow") it is felt, and the
+order is 2.
 """
-
-from itertools import pairwise
 
 import numpy
 import torch
@@ -36,22 +38,25 @@ class TABDEIS(Method):
         alpha = denoiser.schedule.alpha
         times = denoiser.schedule.steps(nfe, self.spacing)
         known = []  # the noise predicted at the latest times, the latest last
-        for i, (s, t) in enumerate(pairwise(times)):
+        for s, t, c in zip(times, times[1:], coefficients(denoiser.schedule, times, self.r)):
             known = [*known, denoiser(x, s).eps][-self.r - 1 :]
-            x = alpha(t) / alpha(s) * x
-            for c, eps in zip(coefficients(denoiser.schedule, times[i + 1 - len(known) : i + 1], t), known):
-                x = x + c * eps
+            x = alpha(t) / alpha(s) * x + sum(c_j * eps for c_j, eps in zip(c, known))
         return x
 
 
-def coefficients(schedule: Schedule, points: Tensor, t: Tensor) -> Tensor:
-    """C_j (k,) of the step from the last of `points` (k,) to t, by Gauss and Legendre's rule in log time."""
-    start, end = points[-1].log(), t.log()
-    tau = ((start + end) / 2 + (end - start) / 2 * NODES).exp()
-    # r' = -r lambda'; the last factor is dtau / dlog(tau)
-    weights = (end - start) / 2 * WEIGHTS * -(-schedule.lam(tau)).exp() * slope(schedule.lam, tau) * tau
-    others = ~torch.eye(len(points), dtype=torch.bool)
-    lagrange = [
-        ((tau[:, None] - points[row]) / (points[j] - points[row])).prod(1) for j, row in enumerate(others)
-    ]
-    return schedule.alpha(t) * torch.stack(lagrange) @ weights
+def coefficients(schedule: Schedule, times: Tensor, r: int) -> list[Tensor]:
+    """C (up to r + 1,) of each step, the latest time's last, by Gauss and Legendre's rule in log time."""
+    start, half = times[:-1, None].log(), times.log().diff()[:, None] / 2
+    tau = (start + half * (1 + NODES)).exp()
+    # r' = -r lambda', and the last factor is dtau / dlog(tau)
+    weights = half * WEIGHTS * -(-schedule.lam(tau)).exp() * slope(schedule.lam, tau) * tau
+    found = []
+    for i in range(len(tau)):
+        points = times[max(0, i - r) : i + 1]
+        apart = points[:, None] - points + torch.eye(len(points), dtype=torch.float64)
+        factors = (tau[i] - points[:, None])[None] / apart[
+            ..., None
+        ]  # (j, k, node): (tau - t_k) / (t_j - t_k)
+        factors.diagonal().fill_(1.0)
+        found.append(schedule.alpha(times[i + 1]) * factors.prod(1) @ weights[i])
+    return found

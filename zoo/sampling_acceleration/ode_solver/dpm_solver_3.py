@@ -1,14 +1,16 @@
-"""DPM-Solver-3: a third-order singlestep solver of the diffusion ODE in log-SNR, and its schedule for any budget.
+"""DPM-Solver-3: a third-order singlestep solver of the diffusion ODE in log-SNR, its steps for any budget.
 
-With h = lambda_t - lambda_s and the times m, n at lambda_s + h/3 and + 2h/3 (Algorithm 2 of the paper, r_1 = 1/3, r_2 = 2/3), x goes
+With h = lambda_t - lambda_s and the times m, n at lambda_s + h/3 and lambda_s + 2h/3 (Algorithm 2 of the
+paper, r_1 = 1/3 and r_2 = 2/3), x goes
 
-    to m with eps_s held fixed,
-    to n along the line in lambda through eps_s and eps_m,
-    to t along the line in lambda through eps_s and eps_n,
+    to m with eps held at eps_s,
+    to n with eps on the line in lambda through eps_s and eps_m,
+    to t with eps on the line in lambda through eps_s and eps_n,
 
-each exactly. A step costs three evaluations. Where three does not divide the budget, and where it does (appendix D.3, "DPM-Solver-fast"),
-the last one or two steps are of DPM-Solver-2 and -1: of budget 3k they are orders 3 ... 3, 2, 1, of 3k + 1 they are 3 ... 3, 1, of
-3k + 2 they are 3 ... 3, 2. All steps are even in lambda.
+each solved exactly; that is three evaluations. The paper spends any budget exactly ("DPM-Solver-fast",
+section 3.4): 3k evaluations are steps of orders 3, ..., 3, 2, 1, 3k + 1 are 3, ..., 3, 1, and 3k + 2 are 3,
+..., 3, 2, all even in lambda. The last step of lower order is where sigma is least, too small an error to
+be measured.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""DPM-Solver++(2S): a second-order singlestep solver of the diffusion ODE in log-SNR, for the data prediction.
+"""DPM-Solver++(2S): a second-order singlestep solver of the diffusion ODE in log-SNR, for data prediction.
 
 With h = lambda_t - lambda_s and m the time half-way in lambda (Algorithm 1 of the paper, r = 1/2),
 

@@ -1,12 +1,15 @@
-"""DPM-Solver++(3M): a third-order multistep solver of the diffusion ODE in log-SNR, for the data prediction.
+"""DPM-Solver++(3M): a third-order multistep solver of the diffusion ODE in log-SNR, for the data
+prediction.
 
-Over h = lambda_t - lambda_s the data prediction is taken to be the parabola through its last three values (section 4.2 of the paper, k = 3).
-With x0' and x0'' its derivatives in lambda at s,
+Over h = lambda_t - lambda_s the data prediction is taken to be the parabola through its last three values:
+the paper's expansion (eq. 9) of order 3. With x0' and x0'' the parabola's derivatives in lambda at s,
 
-    x_t = (sigma_t / sigma_s) x_s - alpha_t (e^{-h} - 1) x0 + alpha_t (e^{-h} - 1 + h) x0' - alpha_t (e^{-h} - 1 + h - h^2/2) x0''.
+    x_t = (sigma_t / sigma_s) x_s - alpha_t (e^{-h} - 1) x0
+          + alpha_t (e^{-h} - 1 + h) x0' - alpha_t (e^{-h} - 1 + h - h^2 / 2) x0''.
 
-The first step is of first order and the second of second (that of 2M). The authors' code, which made the published numbers, halves x0'';
-so do the programs that follow it. `curvature` = 0.5 does the same, at the price of the third order.
+The first step is of first order and the second that of 2M, where sigma is so large that it is not felt. The
+authors' code halves x0'', and so do the programs that follow it: then the method is of second order.
+`curvature` = 0.5 is that one.
 """
 
 from itertools import pairwise

@@ -1,13 +1,11 @@
 """Euler's method on the probability flow, in the schedule's own time: the baseline of all ODE solvers.
 
-The flow dx/dt = f x - g^2 score / 2 (Song et al. 2021, eq. 13) has the marginals of the SDE. From time s to t < s,
+The flow dx/dt = f x - g^2 score / 2 (eq. 13) has the marginals of the SDE. From time s to t < s,
 
     x_t = x_s + (t - s) (f_s x_s - g_s^2 score(x_s) / 2).
 
-Unlike DDIM, which also is of first order, it spends its error on the linear term f x as well.
+Unlike DDIM, which is also of first order, it spends its error on the linear term f x as well.
 """
-
-from itertools import pairwise
 
 from torch import Tensor
 
@@ -26,7 +24,8 @@ class Euler(Method):
     spacing: str = "time"
 
     def sample(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
-        for s, t in pairwise(denoiser.schedule.steps(nfe, self.spacing)):
-            f, g = denoiser.schedule.drift(s), denoiser.schedule.diffusion(s)
+        times = denoiser.schedule.steps(nfe, self.spacing)
+        drifts, diffusions = denoiser.schedule.drift(times[:-1]), denoiser.schedule.diffusion(times[:-1])
+        for s, t, f, g in zip(times, times[1:], drifts, diffusions):
             x = x + (t - s) * (f * x - g**2 / 2 * denoiser(x, s).score)
         return x

@@ -1,12 +1,13 @@
 """iPNDM: PNDM without its warm-up, started on formulas of lower order instead.
 
-The DEIS paper's improvement of PNDM (section 4 and appendix): a step from s to t is DDIM's, with a noise combined from the last one, two,
-three and then four predictions by Adams and Bashforth's formulas,
+The DEIS paper's improvement of PNDM: a step from s to t is DDIM's, with a noise e combined from the last
+one, two, three and then four predictions by Adams and Bashforth's formulas,
 
-    x_t = (alpha_t / alpha_s) x_s + (sigma_t - alpha_t sigma_s / alpha_s) e,    e = e_s, (3 e_s - e_1) / 2, ...,
+    x_t = (alpha_t / alpha_s) x_s + (sigma_t - alpha_t sigma_s / alpha_s) e,
+    e = e_s, then (3 e_s - e_1) / 2, then (23 e_s - 16 e_1 + 5 e_2) / 12, then as in PNDM,
 
-so that every step costs one evaluation, the first too. The formulas are those of even steps in sigma / alpha, which steps even in t are
-not; that, and the first step, make it of second order.
+so that every step costs one evaluation, the first ones too. The formulas are those of even steps in sigma /
+alpha, which steps even in t are not; that, and the first step, make it of second order.
 """
 
 from itertools import pairwise

@@ -1,14 +1,15 @@
-"""PNDM: classical multistep formulas for the noise prediction, carried by DDIM's step instead of a straight line.
+"""PNDM: classical multistep formulas for the noise prediction, carried by DDIM's step, not a straight line.
 
-A step from s to t is DDIM's with a combined noise (Algorithm 2; eq. 11 and 12), which Adams and Bashforth's formula of order 4 takes
-from the last four predictions:
+A step from s to t is DDIM's, with a combined noise e that Adams and Bashforth's formula of order 4 takes
+from the last four predictions (section 3.3, Algorithm 2):
 
-    e = (55 e_s - 59 e_1 + 37 e_2 - 9 e_3) / 24,    x_t = (alpha_t / alpha_s) x_s + (sigma_t - alpha_t sigma_s / alpha_s) e.
+    e = (55 e_s - 59 e_1 + 37 e_2 - 9 e_3) / 24,
+    x_t = (alpha_t / alpha_s) x_s + (sigma_t - alpha_t sigma_s / alpha_s) e.
 
-F-PNDM finds its first three by pseudo Runge-Kutta steps of order 4 (eq. 13), four evaluations each, so that N steps cost N + 9; S-PNDM
-(appendix A) uses the formula of order 2, e = (3 e_s - e_1) / 2, after one pseudo improved-Euler step, so that N steps cost N + 1.
-The formulas are those of even steps in the integration variable, which a step even in t is not: the paper shows order 2 for both
-(section 3.4). The last of the even times is t_min.
+F-PNDM finds its first three by pseudo Runge-Kutta steps of order 4, four evaluations each, so that N steps
+cost N + 9; S-PNDM has the formula of order 2, e = (3 e_s - e_1) / 2, after one pseudo improved-Euler step,
+and costs N + 1. The formulas are those of even steps in sigma / alpha; with steps even in t, which the
+method takes down to t_min, both are of second order, as the paper says.
 """
 
 from itertools import pairwise

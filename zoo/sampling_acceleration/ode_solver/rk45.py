@@ -1,13 +1,14 @@
-"""RK45: the probability flow by a black-box adaptive Runge-Kutta method, each sample with its own steps.
+"""RK45: the probability flow by an adaptive Runge-Kutta method, each sample with steps of its own.
 
-Dormand and Prince's pair of orders 5 and 4 on dx/dt = f x - g^2 score / 2 (Song et al. 2021, eq. 13 and section 4.3) from t_max to t_min. A step
-is accepted if the difference of the two solutions, by the root mean square over the sample's dimensions of
+Dormand and Prince's pair of orders 5 and 4 on dx/dt = f x - g^2 score / 2 (eq. 13, section 4.3), from t_max
+to t_min. A step is accepted if the difference of the two solutions, as the root mean square over a sample's
+dimensions of
 
     error / (tolerance + tolerance max(|x_s|, |x_t|)),
 
-is below 1, and the next one is 0.9 error^(-1/5) times as long, between a fifth and ten times. A trial costs six evaluations, accepted or not;
-the first slope and the first step cost two. The paper's black box sees a whole batch as one system; here a sample does not depend on
-those beside it.
+is below 1, and the next is 0.9 error^(-1/5) times as long, between a fifth and ten times. A trial costs six
+evaluations, accepted or not; the first slope and the first step cost two. The paper's black box takes a
+whole batch for one system; here a sample does not depend on those beside it.
 """
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from bench.diffusion.denoiser import Denoiser, rowwise
 from bench.method import Method
 
-# Dormand & Prince 1980: places, stages (the last is the solution of order 5), and its difference from order 4.
+# Dormand & Prince 1980: places, stages (the last is the solution of order 5), its difference from order 4
 C = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
 A = (
     (1 / 5,),
@@ -71,12 +72,12 @@ class RK45(Method):
         return x
 
     def size(self, error: Tensor, x: Tensor) -> Tensor:
-        """Root mean square of each row's error (N, ...) in units of what is tolerated at |x|; (N,) float64."""
+        """Root mean square of each row's error in units of what is tolerated at |x|: (N,) float64."""
         scaled = error.double() / (self.tolerance * (1 + x.abs().double()))
         return scaled.flatten(1).square().mean(1).sqrt().cpu()
 
     def first_step(self, denoiser: Denoiser, x: Tensor, t: Tensor, slope: Tensor) -> Tensor:
-        """A step (N,) at which Euler's method is about accurate enough (Hairer et al. 1993, II.4); one evaluation."""
+        """A first step (N,) that is about right (Hairer et al. 1993, section II.4); one evaluation."""
         span = t - denoiser.schedule.t_min
         slope_size = self.size(slope, x)
         trial = torch.minimum(0.01 * self.size(x, x) / slope_size, span)

@@ -7,6 +7,9 @@ With D(x, t) = f x - g^2 score(x) and the same noise in both (Algorithm 1), a st
 and accepts x'' = (x' + x~) / 2 where the error E = |(x' - x'') / max(eps_abs, eps_rel max(|x'|, |x'_last|))|,
 root of the mean square over a sample, is at most 1. The next h is theta h E^{-r}, up to what is left. Every
 try costs two evaluations, of the samples still on their way only; the end at t_min is denoised with one more.
+
+A try that fails is repeated with new noise, so that noise that allows a larger error is favoured: in two
+dimensions the variance comes out half too large and more, in hundreds this is not seen.
 """
 
 import torch
@@ -44,7 +47,7 @@ class GGF(Method):
             new, trial, error = self.attempt(denoiser, x[here], last[here], t[rows], h[rows])
             good = error <= 1
             x[here[good]], last[here[good]] = new[good], trial[good]
-            good, error = good.cpu(), error.double().cpu().clamp(min=1e-12)
+            good, error = good.cpu(), error.double().cpu().nan_to_num(1e12).clamp(1e-12, 1e12)
             t[rows[good]] = (t - h)[rows[good]]
             h[rows] *= self.theta * error**-self.r
             # What is left, exactly: the last step must land on t_min.

@@ -8,8 +8,8 @@ Where it reaches the grid's level nearest to r_low it adds the forward process's
 
 N main steps cost 2N - 1 evaluations, a restart 2 inner. On CIFAR-10 the paper has N = 18, r from 0.06 to 0.3
 and inner = 2, with K = 2, 5, 10, 20 for 43, 55, 75, 115 evaluations, and for 519 K = 30 and inner = 8 (table
-3; there N = 20). So the budget is split: from 43 on, N = 18 and the rest is restarts, of more steps each where
-there would be many more than 30 of them; below, up to a fifth of it is restarts, at least one.
+3; there N = 20). So the budget is split: from 43 on, N = 18 and the rest is restarts, of more steps each
+where there would be many more than 30 of them; below, up to a fifth of it is restarts, at least one.
 """
 
 from itertools import pairwise

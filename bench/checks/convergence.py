@@ -1,0 +1,159 @@
+"""Does a sampler come to the truth, and at the order it claims?"""
+
+import math
+from functools import lru_cache
+
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from bench.checks import Skip, Wrong
+from bench.checks.subject import Asked, Subject, again, drawn, exact, perfect, start
+from bench.diffusion.likelihood import drift
+from bench.diffusion.training import seeded
+
+STARTS = 16  # solutions followed for the order
+NEAR = 0.25  # of the claimed order
+FLOOR = 1e-10  # errors below are rounding
+# One less than multiples of 2 and 3: singlestep methods of order 2 and 3 end these on a step of their own order
+# or the next lower one, and the steps double from one to the next.
+BUDGETS = (23, 47, 95, 191, 383, 767, 1535)
+LONG = 5  # how many of them are tried before the grid is made even in lambda
+
+
+@lru_cache
+def flow_end(schedule: str, n: int = STARTS) -> tuple[Tensor, Tensor]:
+    """Where the probability flow from seed 0's start arrives at t_min, and the denoised mean there, float64."""
+    base = perfect("vector", schedule, torch.float64)
+    first, last = base.schedule.t_max, base.schedule.t_min
+    z = base.prior(n, seeded(0, 0)).double() / base.schedule.alpha(first)
+
+    def slope(u, z):
+        with torch.no_grad():
+            return drift(base, torch.from_numpy(z).reshape(n, -1), torch.tensor(u).double()).flatten().numpy()
+
+    span = [-float(base.schedule.lam(t)) for t in (first, last)]
+    found = solve_ivp(slope, span, z.flatten().numpy(), method="DOP853", rtol=1e-11, atol=1e-13)
+    end = torch.from_numpy(found.y[:, -1]).reshape(n, -1) * base.schedule.alpha(last)
+    with torch.no_grad():
+        return end, base(end, last).x0
+
+
+def errors(asked: Asked, schedule: str, nfe: int, x: Tensor) -> Tensor:
+    """(2, n): each sample's distance to the flow's end and to its denoised mean."""
+    samples = drawn(asked, nfe, x=x).samples
+    targets = torch.stack(flow_end(schedule, len(x)))
+    return (samples.double() - targets).square().mean(-1).sqrt()
+
+
+def order(subject: Subject) -> str:
+    """The order it claims is the least that is measured over the schedules it claims."""
+    claim = subject.cls.order
+    subject.needs("sample")
+    if claim is None:
+        raise Skip("it claims no order")
+    if "vector" not in subject.kinds:
+        raise Skip("its order is measured on vectors, which it is not for")
+    measured = {}
+    for schedule in subject.schedules:
+        measured[schedule] = slope(subject, schedule, claim)
+        if measured[schedule] < claim - NEAR:
+            raise Wrong(f"it claims order {claim} and has {measured[schedule]:.2f} under {schedule}: declare what it has, or mend the step.")
+    least = min(measured, key=measured.get)
+    if measured[least] > claim + NEAR:
+        measured[least] = slope(subject, least, claim, below=True)
+        if measured[least] > claim + NEAR:
+            raise Wrong(f"it claims order {claim} and has {measured[least]:.2f} even under {least}: claim what it has.")
+    return f"order {claim}: " + ", ".join(f"{value:.2f} under {name}" for name, value in measured.items())
+
+
+def slope(subject: Subject, schedule: str, claim: int, below: bool = False) -> float:
+    """The measured order: where two successive slopes agree with the claim, else the last one. Grids that are
+    not yet fine enough, as time is under EDM, are tried again even in lambda. `below`: go on until the slope
+    is no higher than the claim.
+    """
+    asked = subject.asked("vector", schedule, dtype=torch.float64)
+    found = climb(asked, schedule, BUDGETS if below else BUDGETS[:LONG], claim, below)
+    if found >= claim - NEAR:
+        return found
+    if getattr(asked.method, "spacing", "lambda") != "lambda":
+        found = climb(again(asked, spacing="lambda"), schedule, BUDGETS[:LONG], claim, below)
+    return found if found >= claim - NEAR else climb(asked, schedule, BUDGETS[-4:], claim, below)
+
+
+def climb(asked: Asked, schedule: str, budgets: tuple[int, ...], claim: int, below: bool) -> float:
+    """The median sample's slope of log error against log budget, towards the nearer of the two ends."""
+    x = start(asked, STARTS).double()
+    before, last = None, None
+    for nfe in budgets:
+        if nfe < type(asked.method).least:
+            continue
+        now = errors(asked, schedule, nfe, x)
+        if before is not None:
+            if now.median(1).values.min() < FLOOR:
+                break
+            step = ((before / now).log2()).median(1).values
+            if last is not None:
+                fine = (step >= claim - NEAR) & (last >= claim - NEAR)
+                if below:
+                    fine &= step <= claim + NEAR
+                if bool(fine.any()):
+                    # of the two ends, the one that it comes to
+                    return float(step[fine][now.median(1).values[fine].argmin()])
+            last = step
+        before = now
+    if last is None:
+        raise Wrong(f"its error under {schedule} is rounding at {nfe} evaluations already: what does it sample?")
+    nearer = now.median(1).values.argmin()
+    return float(last[nearer]) if math.isfinite(float(last[nearer])) else -math.inf
+
+
+def nearer(subject: Subject) -> str:
+    """More evaluations come nearer the truth: the flow's end where the start decides the sample, else the
+    distribution.
+    """
+    subject.needs("sample")
+    if "vector" not in subject.kinds:
+        raise Skip("it is measured on vectors, which it is not for")
+    if any(p.requires_grad for p in subject.asked().model.parameters()):
+        raise Skip("its network is trained, and a check has no time to train it well")
+    if subject.cls.adaptive:
+        return tighter(subject)
+    few, many = max(6, subject.plugin.least), max(96, 8 * subject.plugin.least)
+    coarse, fine = (subject.asked("vector", nfe=nfe) for nfe in (few, many))
+    distance, sort = measure(subject, coarse, few)
+    a, b = distance(coarse, few), distance(fine, many)
+    return judged(a, b, sort, f"{few} evaluations", f"{many}")
+
+
+def tighter(subject: Subject) -> str:
+    asked = subject.asked("vector")
+    distance, sort = measure(subject, asked, 100)
+    a, b = (distance(again(asked, tolerance=value), 100) for value in (0.5, 0.01))
+    return judged(a, b, sort, "tolerance 0.5", "0.01")
+
+
+def judged(a: float, b: float, sort: str, few: str, many: str) -> str:
+    noise = 0.02 if sort == "distribution" else 1e-3
+    if b > a + noise or (b > 0.9 * a and b > 5 * noise):
+        raise Wrong(f"from {few} to {many} its distance to the true {sort} goes from {a:.3g} to {b:.3g}: it does not converge.")
+    return f"its distance to the true {sort} goes from {a:.3g} at {few} to {b:.3g} at {many}"
+
+
+def measure(subject: Subject, asked: Asked, nfe: int):
+    """How far samples are from the truth, by the measure that fits the method, and what that is."""
+    x = start(asked, STARTS)
+    draws = [drawn(asked, nfe, seed=s, x=x).samples for s in (1, 2)]
+    target = flow_end(subject.schedules[0])
+    if torch.equal(*draws) and x.shape == target[0].shape:
+        return lambda a, n: float(errors(a, subject.schedules[0], n, x).median(1).values.min()), "solution"
+    return lambda a, n: sliced(drawn(a, n, 1024).samples), "distribution"
+
+
+def sliced(samples: Tensor) -> float:
+    """The Wasserstein-1 distance to exact draws, the mean over 32 directions."""
+    truth = exact("vector").test[: len(samples)].double()
+    angles = torch.arange(32, dtype=torch.float64) * math.pi / 32
+    directions = torch.stack([angles.cos(), angles.sin()])
+    a, b = ((s.double() @ directions).sort(0).values for s in (samples, truth))
+    return float((a - b).abs().mean())

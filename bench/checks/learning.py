@@ -1,0 +1,54 @@
+"""Does training do something: lower its loss, change its model, keep to its budget?"""
+
+from itertools import pairwise
+from statistics import median
+
+import torch
+
+from bench import bases
+from bench.checks import Wrong
+from bench.checks.subject import Subject, exact, make
+from bench.diffusion.schedule import SCHEDULES
+
+STEPS, BATCH = 80, 128
+
+
+def training(subject: Subject) -> str:
+    """A short training from a small fresh network: the loss falls in some loop, all is finite, tensors change."""
+    subject.needs("train")
+    kind, schedule, nfe = subject.kind, subject.schedules[0], max(4, subject.plugin.least)
+    data = exact(kind)
+    base = bases.new_denoiser(data).under(SCHEDULES[schedule]()) if subject.plugin.base else None
+    images = STEPS * BATCH
+    before = make(subject.cls, base, data, nfe, schedule, {}, trained=False)
+    tensors = bases.tensors_of(before.model)
+    after = make(subject.cls, base, data, nfe, schedule, {}, images=images, every=1)
+    changed = bases.tensors_of(after.model)
+    broken = [name for name, t in changed.items() if t.is_floating_point() and bool(t.isnan().any())]
+    if broken:
+        raise Wrong(f"after training, {broken[0]} is not a number in places.")
+    if all(torch.equal(tensors[name], t) for name, t in changed.items() if name in tensors):
+        raise Wrong("training changes no parameter and no buffer of the model: fit it in place.")
+    if after.session.images > images + 4 * BATCH:
+        raise Wrong(f"it was given {images:,} images to train on and took {after.session.images:,}.")
+    falls = [fall(loop) for loop in loops(after.session.curve) if len(loop) >= 8]
+    if falls and min(falls) >= 1:
+        raise Wrong(f"its loss does not fall: over {len(falls)} loops it ends at {min(falls):.2f} of where it begins, at best.")
+    return f"its loss falls to {min(falls):.2f} of what it was" if falls else "it estimates without a loss"
+
+
+def loops(curve: list[tuple[int, float]]) -> list[list[float]]:
+    """The losses of each loop of a session's curve; images seen begin anew with each."""
+    found = [[curve[0][1]]] if curve else []
+    for (seen, _), (now, loss) in pairwise(curve):
+        if now <= seen:
+            found.append([])
+        found[-1].append(loss)
+    return found
+
+
+def fall(losses: list[float]) -> float:
+    """The median of the last quarter as a share of the first's, in absolute terms above the least."""
+    quarter = max(2, len(losses) // 4)
+    first, last = median(losses[:quarter]), median(losses[-quarter:])
+    return last / first if first > 0 else 1 + (last - first)

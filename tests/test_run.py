@@ -1,0 +1,304 @@
+"""The harness end to end, on exact data: what a run measures, keeps, resumes and refuses."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from bench import bases, store, worker
+from bench.cli import main
+from bench.data import load
+
+ROOT = Path(__file__).resolve().parents[1]
+VOLATILE = {"seconds", "memory", "time", "host", "train_seconds", "commit"}
+SMALL = ["--samples", "80", "--nfe", "4,9", "--threads", "1", "--quiet"]
+
+
+def bench(*words, results=None):
+    place = ["--results", str(results)] if results else []
+    return CliRunner().invoke(main, [*map(str, words), *place])
+
+
+def ran(*words, results):
+    result = bench("run", *words, *SMALL, results=results)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def facts(folder) -> list[dict]:
+    """A folder's rows without what may differ between two runs."""
+    rows = [{k: v for k, v in row.items() if k not in VOLATILE} for row in store.read(folder)]
+    return sorted(rows, key=lambda row: (row["key"], row["metric"]))
+
+
+@pytest.fixture(autouse=True)
+def outside_the_checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_answers_every_cell_and_running_it_again_draws_nothing(tmp_path, monkeypatch):
+    first = ran("ddim", "ddpm", "--data", "mixture2d", results=tmp_path / "a")
+    assert "DDIM" in first and "NFE 9" in first and "real data" in first
+    monkeypatch.setattr(worker, "ask", lambda *a: pytest.fail("something was drawn again"))
+    assert ran("ddim", "ddpm", "--data", "mixture2d", results=tmp_path / "a") == first
+
+
+def test_the_same_seed_gives_the_same_rows_and_another_seed_others(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        ran("ddpm", "--data", "mixture2d", "--seeds", seed, results=tmp_path / name)
+    assert facts(tmp_path / "a") == facts(tmp_path / "b")
+    values = lambda name: [row["value"] for row in facts(tmp_path / name) if row["method"] == "ddpm"]
+    assert not set(values("a")) & set(values("c"))
+
+
+def test_every_row_stays_within_its_budget_and_says_what_it_cost(tmp_path):
+    ran("ddim", "edm_heun", "ddpm", "--data", "mixture2d", results=tmp_path)
+    bench("run", "probability_flow", "--data", "mixture2d", *SMALL[:2], "--nfe", 40, *SMALL[4:], results=tmp_path)
+    rows = [row for row in store.read(tmp_path) if row["method"] != "real data"]
+    assert rows and all(row["nfe"] <= row["budget"] for row in rows)
+    heun = {row["nfe"] for row in rows if row["method"] == "edm_heun"}
+    assert heun == {3, 9}
+    flow = {row["ask"]: row for row in rows if row["method"] == "probability_flow"}
+    assert flow["nll"]["jvps"] == flow["nll"]["nfe"] == 40
+    assert 20 < flow["sample"]["nfe"] <= 40 and flow["sample"]["train_rows"] > 0  # what finding the tolerance took
+
+
+def test_micro_batches_do_not_change_the_samples(tmp_path):
+    data = load("mixture-digits")
+    denoiser = bases.exact_denoiser(data)
+    plugin_rows = {}
+    for size in (7, 500):
+        ran("ddim", "--data", "mixture-digits", "--micro-batch", size, "--keep", 80, results=tmp_path / str(size))
+        plugin_rows[size] = facts(tmp_path / str(size))
+    for a, b in zip(plugin_rows[7], plugin_rows[500], strict=True):
+        assert a["value"] == pytest.approx(b["value"], rel=1e-4, abs=1e-4)
+    assert denoiser.known == (-5.1, 7.0)
+
+
+def test_workers_and_this_process_give_the_same_rows(tmp_path):
+    ran("ddim", "--data", "mixture2d", results=tmp_path / "one")
+    ran("ddim", "--data", "mixture2d", "--workers", 2, results=tmp_path / "two")
+    assert facts(tmp_path / "one") == facts(tmp_path / "two")
+
+
+PLUGIN = '''
+from bench.method import Method
+
+class Mine(Method):
+    """My sampler"""
+
+    paper = "arXiv:2010.02502"
+    leaf = "ode_solver"
+    {declarations}
+
+    def sample(self, denoiser, x, nfe):
+        {body}
+'''
+GOOD = """t = denoiser.schedule.steps(nfe, "lambda")
+        for s, t in zip(t[:-1], t[1:]):
+            out = denoiser(x, s)
+            x = denoiser.schedule.alpha(t) * out.x0 + denoiser.schedule.sigma(t) * out.eps
+        return x"""
+
+
+def plugin(folder: Path, body: str, name: str = "mine", declarations: str = "") -> Path:
+    path = folder / f"{name}.py"
+    path.write_text(PLUGIN.format(body=body, declarations=declarations))
+    return path
+
+
+def test_a_plugin_outside_the_repository_runs(tmp_path):
+    path = plugin(tmp_path, GOOD)
+    assert "My sampler" in ran("mine", "--plugin", path, "--data", "mixture2d", results=tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("for _ in range(nfe + 1): x = denoiser(x, 1.0).x0\n        return x", "over budget"),
+        ("raise RuntimeError('my own mistake')", "my own mistake"),
+        ("return denoiser(x, 1.0).x0 * float('nan')", "80 of 80 samples are not finite"),
+        ("return denoiser(x, 1.0).x0[:, :1]", r"shape \(80, 1\) instead of \(80, 2\)"),
+    ],
+)
+def test_a_method_that_fails_is_a_row_that_says_why_and_the_others_go_on(tmp_path, body, why):
+    import re
+
+    path = plugin(tmp_path, body)
+    result = bench("run", "mine", "ddim", "--plugin", path, "--data", "mixture2d", *SMALL, results=tmp_path / "r")
+    assert result.exit_code == 1
+    failed = [row for row in store.read(tmp_path / "r") if row["error"]]
+    assert failed and all(re.search(why, row["error"]) for row in failed)
+    assert any(row["method"] == "ddim" and row["value"] is not None for row in store.read(tmp_path / "r"))
+    plugin(tmp_path, GOOD)  # mended: the failure was not kept as an answer
+    script = [sys.executable, "-m", "bench.cli", "run", "mine", "--plugin", str(path), "--data", "mixture2d", *SMALL]
+    again = subprocess.run([*script, "--results", str(tmp_path / "r")], capture_output=True, text=True, cwd=ROOT)
+    assert again.returncode == 0, again.stderr
+    assert not [row for row in store.read(tmp_path / "r") if row["error"]]
+
+
+def test_a_strangers_network_is_a_base(tmp_path):
+    (tmp_path / "mynet.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.w = torch.nn.Parameter(torch.full((1,), 0.1))\n"
+        "    def forward(self, x, lam):\n"
+        "        return self.w * x\n"
+        "def make(data):\n"
+        "    return Net()\n"
+    )
+    ran("ddim", "--data", "mixture2d", "--base", f"{tmp_path}/mynet.py:make", results=tmp_path / "r")
+    assert {row["base_id"] for row in store.read(tmp_path / "r") if row["method"] == "ddim"} != {"exact"}
+    assert "no function missing" in bench("run", "ddim", "--base", f"{tmp_path}/mynet.py:missing", *SMALL).output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ddpmx"], "there is no method 'ddpmx'; did you mean 'ddpm'"),
+        (["ddim:etta=1"], "no parameter 'etta'; did you mean 'eta'"),
+        (["ddim:eta=big"], "eta is a float, which 'big' is not"),
+        (["ddim:schedule=cubic"], "not defined under 'cubic'"),
+        (["ddim", "--nfe", "0"], "0 is too small; 1 is the least"),
+        (["ddim", "--nfe", "-5"], "too small|not a whole number"),
+        (["ddim", "--nfe", "ten"], "'ten' is not a whole number"),
+        (["ddim", "--data", "digit"], "did you mean digits"),
+        (["--category", "sampling"], "unknown category"),
+        (["ddim", "--samples", "10"], "10 samples are too few"),
+        (["ddim", "--metric", "fidd"], "did you mean fid"),
+        (["ddim", "--metric", "exact_nll"], "whose distribution is known"),
+        (["ddim", "--base", "nowhere"], "there is no base 'nowhere'"),
+        (["ddim", "--base", "absent.py:make"], "there is no file absent.py"),
+        (["ddim", "--plugin", "absent.py"], "there is no plugin file"),
+        (["ddim", "--device", "tpu"], "tpu"),
+        (["ddim", "--data", "npz:absent.npz"], "no file absent.npz"),
+        (["ddim", "--data", "folder:absent@8"], "absent"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_the_right_exit_code(words, said, tmp_path):
+    import re
+
+    result = bench("run", *words, results=tmp_path / "r")
+    assert result.exit_code in (1, 2) and "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert re.search(said, result.output), result.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said_so(tmp_path):
+    assert "there is no GPU here" in bench("run", "ddim", "--device", "cuda", results=tmp_path).output
+
+
+def test_a_results_folder_that_cannot_be_written_is_said_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = bench("run", "ddim", "--data", "mixture2d", *SMALL, results=tmp_path / "file")
+    assert result.exit_code == 1 and "cannot be written" in result.output
+
+
+def test_a_torn_last_row_is_healed_and_nothing_before_it_is_lost(tmp_path):
+    ran("ddim", "--data", "mixture2d", results=tmp_path)
+    whole = facts(tmp_path)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert len(store.read(tmp_path)) == len(whole) - 1
+    ran("ddim", "--data", "mixture2d", results=tmp_path)
+    assert facts(tmp_path) == whole
+
+
+def test_a_damaged_row_in_the_middle_is_said_with_its_line(tmp_path):
+    ran("ddim", "--data", "mixture2d", results=tmp_path)
+    path = tmp_path / "rows.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:30], *lines[2:]]) + "\n")
+    result = bench("table", results=tmp_path)
+    assert result.exit_code == 1 and "line 2 is damaged" in result.output
+
+
+def test_two_protocols_never_share_a_column(tmp_path):
+    ran("ddim", "--data", "mixture2d", results=tmp_path)
+    bench("run", "ddim", "--data", "mixture2d", "--samples", 60, "--nfe", 4, "--quiet", results=tmp_path)
+    result = bench("table", results=tmp_path)
+    assert result.exit_code == 1 and "samples: 80 and 60" in result.output
+    prints = {row["protocol"] for row in store.read(tmp_path) if row["samples"] == 60 and row["method"] == "ddim"}
+    assert bench("table", "--protocol", prints.pop(), results=tmp_path).exit_code == 0
+
+
+def test_a_dry_run_says_what_it_would_cost_and_draws_nothing(tmp_path):
+    result = bench("run", "ddim", "--data", "mixture2d", "--samples", 100, "--nfe", "4,9", "--dry-run", results=tmp_path)
+    assert result.exit_code == 0 and "1,300 evaluations" in result.output
+    assert not store.read(tmp_path)
+
+
+def test_records_carry_what_a_script_needs(tmp_path):
+    ran("ddim", "--data", "mixture2d", results=tmp_path)
+    records = json.loads(bench("table", "--format", "json", results=tmp_path).output)
+    assert {"method", "data", "metric", "budget", "nfe", "value", "stderr", "samples", "protocol"} <= set(records[0])
+    methods = json.loads(bench("list", "--format", "json").output)
+    assert {"name", "title", "category", "leaf", "paper", "kinds", "abilities"} == set(methods[0])
+    leaves = json.loads(bench("taxonomy", "--format", "json").output)
+    assert {"category", "leaf", "methods", "covered"} <= set(leaves[0])
+
+
+def test_python_gives_the_rows_as_a_data_frame(tmp_path):
+    import bench as package
+
+    frame = package.run("ddim", data="mixture2d", nfe=(4,), samples=80, results=tmp_path)
+    assert set(frame.method) == {"ddim", "real data"}
+    assert len(package.rows(tmp_path)) == len(frame)
+
+
+def start(results, cache) -> subprocess.Popen:
+    words = ["run", "ddim", "ddpm", "--data", "digits", "--base", "denoiser@20000", "--nfe", "3,5", "--samples", "100"]
+    environment = os.environ | {"TAXOBENCH_CACHE": str(cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "bench.cli", *words, "--threads", "1", "--quiet", "--results", str(results)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_with_the_same_table(tmp_path):
+    began = time.monotonic()
+    output, errors = start(tmp_path / "whole", tmp_path / "cache-whole").communicate(timeout=300)
+    took = time.monotonic() - began
+    assert output, errors
+    chance = random.Random(0)
+    for _ in range(4):
+        process = start(tmp_path / "killed", tmp_path / "cache-killed")
+        time.sleep(3 + chance.random() * took / 2)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    resumed, errors = start(tmp_path / "killed", tmp_path / "cache-killed").communicate(timeout=300)
+    assert resumed == output, errors
+    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
+    # Another process loads the trained base from its tensors alone, and the run is answered without a draw.
+    again, _ = start(tmp_path / "whole", tmp_path / "cache-killed").communicate(timeout=300)
+    assert again == output
+
+
+def test_a_truncated_checkpoint_is_said_and_trained_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAXOBENCH_CACHE", str(tmp_path / "cache"))
+    bases.shared.cache_clear()
+    words = ["ddim", "--base", "denoiser@2000"]
+    first = ran(*words, results=tmp_path / "a")
+    weights = next((tmp_path / "cache" / "models").glob("*/model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    bases.shared.cache_clear()
+    second = bench("run", *words, *SMALL, results=tmp_path / "b")
+    assert "is not a whole safetensors file" in second.output and "trained again" in second.output
+    assert first.splitlines()[2:] == second.output.split("again.\n")[1].splitlines()[2:]
+
+
+def test_help_and_list_import_neither_torch_nor_pandas():
+    for words in (["--help"], ["list"], ["taxonomy"], ["table", "--help"]):
+        code = f"import sys; from bench.cli import main; main({words!r}, standalone_mode=False); assert 'torch' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
