@@ -5,43 +5,38 @@ own network. What a method itself trains is kept the same way. A model is its te
 loaded into what the code builds, and a JSON card.
 """
 
-import hashlib
 import importlib.util
-import json
-import os
-import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import click
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bench.cache import cache_dir, key_of, whole, write_json
+from bench.cache import key_of
 from bench.data import Data
 from bench.diffusion import training
 from bench.diffusion.denoiser import FORMS, KNOWN, Denoiser, rowwise
 from bench.diffusion.networks import MLP, image_net
 from bench.diffusion.schedule import EDM
+from bench.models import How, fill, prepared, read_card, sha256_of
 
-RECIPE_VERSION = 1
-IMAGES = {8: 400_000, 28: 2_000_000, 32: 10_000_000}  # training budget by resolution
+IMAGES = {8: 400_000, 28: 2_000_000, 32: 10_000_000}  # training budget by resolution, in images seen
 
 
 @dataclass(frozen=True)
-class How:
-    """How models are trained and where they run; numbers depend on it only through `device` and `threads`."""
+class Recipe:
+    """How a shared model is made: built from data and a seed, trained within a share of the data's training
+    budget.
+    """
 
-    device: str = "cpu"
-    report: training.Report | None = None
-    minutes: float | None = None
-    threads: int | None = None  # of training on a CPU; None is all cores
+    build: Callable[[Data, int], nn.Module]
+    train: Callable[[nn.Module, Data, int], None]
+    finish: Callable[[nn.Module, Data], dict] = lambda model, data: {}  # what its card says besides
+    share: float = 1.0
+    version: int = 1  # raised when what it trains changes
 
 
 def default_images(data: Data) -> int:
@@ -50,43 +45,55 @@ def default_images(data: Data) -> int:
     return next((images for size, images in IMAGES.items() if resolution <= size), max(IMAGES.values()))
 
 
-def denoiser_of(
+def base_of(
     spec: str, data: Data, seed: int = 0, images: int | None = None, how: How = How()
-) -> tuple[Denoiser, dict]:
-    """The shared denoiser that `spec` names, and its card: at least `sha256`, `images`, `seconds`."""
+) -> tuple[nn.Module, dict]:
+    """The shared model that `spec` names, and its card: at least `sha256`, `images`, `seconds`.
+
+    A spec is a recipe (`denoiser`, or `denoiser@IMAGES` with a budget), a checkpoint folder of ours, or
+    `module.py:make`.
+    """
     if ":" in spec and spec.split(":")[0].endswith(".py"):
         return strangers(spec, data, how)
     if Path(spec).is_dir():
         return checkpoint(Path(spec), data, how)
-    recipe, at, budget = spec.partition("@")
-    if recipe != "denoiser" or (at and not budget.isdigit()):
+    name, at, budget = spec.partition("@")
+    if name not in RECIPES or (at and not budget.isdigit()):
+        known = ", ".join(RECIPES)
         raise click.BadParameter(
-            f"there is no base {spec!r}: give denoiser[@IMAGES], a checkpoint folder or module.py:make."
+            f"there is no base {spec!r}: give {known} [@IMAGES], a checkpoint folder or module.py:make."
         )
-    if data.exact is not None:
+    if name == "denoiser" and data.exact is not None:
         return exact_denoiser(data, how), {
             "sha256": f"exact:{data.fingerprint[:16]}",
             "images": 0,
             "seconds": 0.0,
         }
-    images = int(budget or 0) or images or default_images(data)
+    recipe = RECIPES[name]
+    images = int(budget or 0) or images or round(recipe.share * default_images(data))
     facts = {
-        "recipe": "denoiser",
-        "version": RECIPE_VERSION,
+        "recipe": name,
+        "version": recipe.version,
         "data": data.fingerprint,
         "images": images,
         "seed": seed,
     }
     return prepared(
-        f"denoiser-{data.name}",
+        f"{name}-{key_of(data.name, 4) if ':' in data.name else data.name}",
         facts,
-        lambda: new_denoiser(data, seed),
-        lambda model: train_denoiser(model, data, images),
+        lambda: seeded_build(recipe, data, seed),
+        lambda model: recipe.train(model, data, images),
         seed=seed,
         how=how,
-        label=f"training the denoiser of {data.name}",
-        finish=lambda model: {"data_name": data.name, **overfitting(model, data)},
+        label=f"training the {name} of {data.name}",
+        finish=lambda model: {"data_name": data.name, **recipe.finish(model, data)},
     )
+
+
+def seeded_build(recipe: Recipe, data: Data, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return recipe.build(data, seed)
 
 
 def new_denoiser(data: Data, seed: int = 0, **network) -> Denoiser:
@@ -177,128 +184,14 @@ def checkpoint(folder: Path, data: Data, how: How) -> tuple[Denoiser, dict]:
     return model.eval().to(how.device), card
 
 
-def prepared(
-    name: str,
-    facts: dict,
-    build: Callable[[], nn.Module],
-    train: Callable[[nn.Module], None],
-    *,
-    seed: int,
-    how: How,
-    label: str,
-    finish: Callable[[nn.Module], dict] = lambda model: {},
-) -> tuple[nn.Module, dict]:
-    """The model that `facts` determine: loaded where it was trained before, else trained, resuming what was
-    begun.
-    """
-    folder = cache_dir() / "models" / f"{name}-{key_of(facts)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "model.safetensors"
-    with FileLock(folder / ".lock"):
-        card = read_card(folder)
-        if weights.exists() and card:
-            model = build()
-            try:
-                fill(model, weights, card["sha256"])
-                return model.eval().to(how.device), card
-            except click.ClickException as damage:
-                click.echo(f"{damage.message} It is trained again.", err=True)
-        model = build().to(how.device)
-        settings = {"folder": folder, "seed": seed, "device": how.device, "label": label}
-        with (
-            training.session(**settings, report=how.report, minutes=how.minutes) as session,
-            threads(how.threads or os.cpu_count() or 1),
-        ):
-            train(model)
-        model.eval()
-        card = facts | {
-            "sha256": sha256_of(model),
-            "images": session.images,
-            "seconds": round(session.seconds, 3),
-            "rows": session.rows,
-            "capped": session.capped,
-            "curve": thinned(session.curve),
-            "threads": how.threads or os.cpu_count(),
-            "torch": torch.__version__,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **finish(model),
-        }
-        if not session.capped:  # a capped training is used, and goes on from its checkpoint the next time
-            with whole(weights) as part:
-                save_file(tensors_of(model), part)
-            write_json(folder / "card.json", card)
-            for path in folder.glob("loop-*.safetensors"):
-                path.unlink()
-    return model, card
+RECIPES = {
+    "denoiser": Recipe(new_denoiser, train_denoiser, overfitting),
+}
 
 
-@contextmanager
-def threads(count: int):
-    """So many threads inside the block, as many as before after it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def thinned(curve: list, points: int = 200) -> list:
-    return curve[:: max(1, len(curve) // points)]
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, on the CPU; tensors that stand under two names are copied."""
-    return {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-
-
-def sha256_of(model: nn.Module) -> str:
-    """The identity of a model: the sha256 over its tensors' names, types and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors_of(model).items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
-
-
-def read_card(folder: Path) -> dict:
-    try:
-        card = json.loads((folder / "card.json").read_text())
-        return card if isinstance(card, dict) and "sha256" in card else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def fill(model: nn.Module, path: Path, sha256: str | None = None) -> None:
-    """Load tensors into a model; one sentence if the file is torn, of another network, or not what its card
-    says.
-    """
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise click.ClickException(f"{path} is not a whole safetensors file ({error}).") from None
-    own = model.state_dict()
-    wrong = sorted(
-        name for name in own.keys() | tensors.keys() if not same_shape(own.get(name), tensors.get(name))
-    )
-    if wrong:
-        raise click.ClickException(
-            f"{path} holds another network: {len(wrong)} tensors differ, {wrong[0]} first."
-        )
-    model.load_state_dict(tensors)
-    if sha256 and sha256_of(model) != sha256:
-        raise click.ClickException(f"{path} is not what its card says: its sha256 differs.")
-
-
-def same_shape(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is not None and b is not None and a.shape == b.shape
-
-
-@lru_cache(maxsize=4)
-def shared(spec: str, data_name: str, seed: int, images: int | None, device: str) -> tuple[Denoiser, dict]:
-    """`denoiser_of` for a worker that asks again and again; trains nothing that is not trained yet without
-    telling anybody.
-    """
+@lru_cache(maxsize=8)
+def shared(spec: str, data_name: str, seed: int, device: str) -> tuple[nn.Module, dict]:
+    """`base_of` for a worker that asks again and again."""
     from bench.data import load
 
-    return denoiser_of(spec, load(data_name), seed, images, How(device))
+    return base_of(spec, load(data_name), seed, None, How(device))

@@ -283,7 +283,7 @@ def train(data, base, images, minutes, seed, device) -> None:
 
     with Progress() as progress:
         how = bases.How(device, progress.report, minutes)
-        _, card = bases.denoiser_of(base, load(data), seed, images, how)
+        _, card = bases.base_of(base, load(data), seed, images, how)
     for name in ("sha256", "images", "seconds", "loss_train", "loss_held_out"):
         if name in card:
             click.echo(f"{name}: {card[name]}")

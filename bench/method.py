@@ -19,6 +19,7 @@ class Method:
     entry: typing.ClassVar[str] = ""  # its entry in taxonomy.yaml, where that is not its own name
     leaf: typing.ClassVar[str] = ""  # its leaf, only for a plugin that lies outside the zoo
     base: typing.ClassVar[str | None] = "denoiser"  # a recipe of bases.py; None to build its own
+    also: typing.ClassVar[tuple] = ()  # more recipes it needs; `base` is then a ModuleDict of all, by name
     kinds: typing.ClassVar[set] = {"image", "vector"}
     schedules: typing.ClassVar[tuple] = (
         "vp",
@@ -33,6 +34,9 @@ class Method:
     )
     least: typing.ClassVar[int] = 1  # evaluations below which it is undefined; smaller budgets print "<least"
     per_nfe: typing.ClassVar[bool] = False  # True: its model is trained for one NFE
+    share: typing.ClassVar[float] = (
+        1.0  # of the data's training budget that its training takes, in images seen
+    )
     adaptive: typing.ClassVar[bool] = (
         False  # it picks its own number of evaluations, from its field `tolerance`
     )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bench import bases, protocol, registry, store
-from bench.cache import canonical, whole
+from bench.cache import canonical, key_of, whole
 from bench.data import Data, load
 from bench.job import BLOCKS, Cell
 from bench.metrics import features
@@ -85,12 +85,11 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
         extractor = features.extractor(
             request.extractor or features.default_extractor(data), data, request.device
         )
-    base_id = "none yet"
-    if train and any(plugin.base for plugin, _ in chosen.methods):
-        report = progress.report if progress else None
-        how = bases.How(request.device, report, request.minutes, request.threads)
-        _, card = bases.denoiser_of(request.base, data, request.train_seed, None, how)
-        base_id = card["sha256"]
+    base_ids = dict.fromkeys((name for plugin, _ in chosen.methods for name in plugin.recipes), "none yet")
+    how = bases.How(request.device, progress.report if progress else None, request.minutes, request.threads)
+    for name in base_ids if train else ():
+        spec = request.base if name == "denoiser" else name
+        base_ids[name] = bases.base_of(spec, data, request.train_seed, None, how)[1]["sha256"]
     chunk = min(CHUNK, samples)
     facts = {"sample": protocol.of_samples(data, extractor, samples, chunk)} if extractor else {}
     cells, skipped = [], list(chosen.skipped)
@@ -115,10 +114,12 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
                             version=plugin.version,
                             parameters=canonical(parameters_of(plugin, parameters)),
                             data=request.data,
-                            base=request.base if plugin.base else "",
-                            base_id=base_id if plugin.base else "",
+                            base=request.base if "denoiser" in plugin.recipes else plugin.base or "",
+                            base_id=identity_of([base_ids[name] for name in plugin.recipes]),
                             train_seed=request.train_seed,
-                            images=training_images(request, data) if "train" in plugin.abilities else None,
+                            images=training_images(request, plugin, data)
+                            if "train" in plugin.abilities
+                            else None,
                             ask=ask,
                             nfe=nfe,
                             seed=seed,
@@ -134,6 +135,11 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
     done = set() if request.again else store.answered(request.results)
     plan.todo = [cell for cell in cells if any((cell.key, name) not in done for name in expected(plan, cell))]
     return plan
+
+
+def identity_of(ids: list[str]) -> str:
+    """One id for the shared models of a method: its base's own, or one of all."""
+    return ids[0] if len(ids) == 1 else key_of(ids, 64) if ids else ""
 
 
 def site_of(request: Request) -> Site:
@@ -190,8 +196,9 @@ def sample_metrics(request: Request, data: Data) -> tuple[str, ...]:
     return tuple(names)
 
 
-def training_images(request: Request, data: Data) -> int:
-    return request.images or bases.default_images(data)
+def training_images(request: Request, plugin: Plugin, data: Data) -> int:
+    """What a method may see in training: its share of the data's budget."""
+    return request.images or round(plugin.declared.get("share", 1.0) * bases.default_images(data))
 
 
 def parameters_of(plugin: Plugin, given: dict) -> dict:

@@ -54,6 +54,11 @@ class Plugin:
     def base(self) -> str | None:
         return self.declared.get("base", "denoiser")
 
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """The shared models it is given: its base and those it needs besides."""
+        return (*((self.base,) if self.base else ()), *self.declared.get("also", ()))
+
     @cached_property
     def source(self) -> str:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()

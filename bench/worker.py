@@ -80,10 +80,7 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
     method = plugin.make(json.loads(cell.parameters))
     data = load(cell.data)
     how = bases.How(site.device, report, site.minutes, None if site.threads == 1 else site.threads)
-    base = None
-    if plugin.base:
-        base, _ = bases.shared(cell.base, cell.data, cell.train_seed, None, site.device)
-        base = base.under(SCHEDULES[method.schedule or method.schedules[0]]())
+    base = bases_of(plugin, method, cell, site)
     card = {"sha256": cell.base_id, "images": 0, "seconds": 0.0, "rows": 0}
     if "train" not in plugin.abilities:
         return Ready(method, method.build(base, data, cell.nfe).to(site.device), data, card)
@@ -107,6 +104,20 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
         label=f"training {cell.method}" + (f" for {cell.nfe} NFE" if facts["nfe"] else ""),
     )
     return Ready(method, model, data, card)
+
+
+def bases_of(plugin: registry.Plugin, method: Method, cell: Cell, site: Site) -> nn.Module | None:
+    """The shared models a method is given, the denoiser under the method's schedule: one as it is, several
+    by name.
+    """
+    models = {}
+    for name in plugin.recipes:
+        spec = cell.base if name == "denoiser" else name
+        model, _ = bases.shared(spec, cell.data, cell.train_seed, site.device)
+        models[name] = (
+            model.under(SCHEDULES[method.schedule or method.schedules[0]]()) if name == "denoiser" else model
+        )
+    return nn.ModuleDict(models) if len(models) > 1 else next(iter(models.values()), None)
 
 
 def built(method: Method, base: nn.Module | None, data: Data, nfe: int, seed: int) -> nn.Module:

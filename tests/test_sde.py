@@ -301,8 +301,21 @@ def test_ncsn_finds_the_step_that_its_paper_chose():
     ],
 )
 def test_for_data_in_one_point_the_noise_is_the_schedules_at_every_evaluation(name, hyper):
-    """There x0 is known; the inputs are in units of their level's noise."""
-    method = plugin(name)(**hyper)
+    sizes = noise_at_evaluations(plugin(name)(**hyper))
+    assert torch.allclose(sizes, torch.ones_like(sizes), atol=1e-6)
+
+
+def test_for_data_in_one_point_ncsn_keeps_the_noise_that_its_rule_says():
+    from zoo.foundations.ncsn import step_size
+
+    squares = noise_at_evaluations(plugin("ncsn")())[:-1] ** 2
+    gamma = 5000 ** (1 / 21)  # 22 levels of one step, and the denoising
+    e = step_size(gamma, 1)
+    assert torch.allclose(squares[1:], gamma**2 * ((1 - e) ** 2 * squares[:-1] + 2 * e), rtol=1e-5)
+
+
+def noise_at_evaluations(method: Method) -> torch.Tensor:
+    """For data in one point and 23 evaluations, the size of each input in units of its level's noise."""
     denoiser = exact(gaussian(1, variance=1e-12), method.schedules[0])
     rows = torch.zeros(40, 1, dtype=torch.float64)
     rows[0] = denoiser.schedule.sigma(denoiser.schedule.t_max)
@@ -312,8 +325,7 @@ def test_for_data_in_one_point_the_noise_is_the_schedules_at_every_evaluation(na
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "randn_like", lambda like: next(noises))
         method.sample(denoiser, rows, 23)
-    sizes = torch.stack(seen).square().sum((1, 2)).sqrt()
-    assert torch.allclose(sizes, torch.ones_like(sizes), atol=1e-6)
+    return torch.stack(seen).square().sum((1, 2)).sqrt()
 
 
 def test_consistent_annealing_refuses_a_step_too_small_for_its_levels():

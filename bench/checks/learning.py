@@ -21,9 +21,9 @@ def training(subject: Subject) -> str:
     base = bases.new_denoiser(data).under(SCHEDULES[schedule]()) if subject.plugin.base else None
     images = STEPS * BATCH
     before = make(subject.cls, base, data, nfe, schedule, {}, trained=False)
-    tensors = bases.tensors_of(before.model)
+    tensors = models.tensors_of(before.model)
     after = make(subject.cls, base, data, nfe, schedule, {}, images=images, every=1)
-    changed = bases.tensors_of(after.model)
+    changed = models.tensors_of(after.model)
     broken = [name for name, t in changed.items() if t.is_floating_point() and bool(t.isnan().any())]
     if broken:
         raise Wrong(f"after training, {broken[0]} is not a number in places.")

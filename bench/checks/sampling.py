@@ -209,8 +209,8 @@ def state(subject: Subject) -> str:
     fresh = make(fresh_class(subject.plugin, "again"), copy.deepcopy(base), asked.data, nfe, schedule, fields, trained=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        save_file(bases.tensors_of(asked.model), path)
-        bases.fill(fresh.model, path)
+        save_file(models.tensors_of(asked.model), path)
+        models.fill(fresh.model, path)
     try:
         loaded = drawn(fresh, nfe).samples
     except Exception as error:

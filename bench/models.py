@@ -1,0 +1,152 @@
+"""Trained models, kept by content: what a model's facts determine is trained once, resumed where it was cut
+off, and loaded after.
+
+A model is its tensors: a safetensors file, loaded into what the code builds, and a JSON card. Nothing is
+unpickled.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bench.cache import cache_dir, key_of, whole, write_json
+from bench.diffusion import training
+
+
+@dataclass(frozen=True)
+class How:
+    """How models are trained and where they run; numbers depend on it only through `device` and `threads`."""
+
+    device: str = "cpu"
+    report: training.Report | None = None
+    minutes: float | None = None
+    threads: int | None = None  # of training on a CPU; None is all cores
+
+
+def prepared(
+    name: str,
+    facts: dict,
+    build: Callable[[], nn.Module],
+    train: Callable[[nn.Module], None],
+    *,
+    seed: int,
+    how: How,
+    label: str,
+    finish: Callable[[nn.Module], dict] = lambda model: {},
+) -> tuple[nn.Module, dict]:
+    """The model that `facts` determine: loaded where it was trained before, else trained, resuming what was
+    begun.
+    """
+    folder = cache_dir() / "models" / f"{name}-{key_of(facts)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "model.safetensors"
+    with FileLock(folder / ".lock"):
+        card = read_card(folder)
+        if weights.exists() and card:
+            model = build()
+            try:
+                fill(model, weights, card["sha256"])
+                return model.eval().to(how.device), card
+            except click.ClickException as damage:
+                click.echo(f"{damage.message} It is trained again.", err=True)
+        model = build().to(how.device)
+        settings = {"folder": folder, "seed": seed, "device": how.device, "label": label}
+        with (
+            training.session(**settings, report=how.report, minutes=how.minutes) as session,
+            threads(how.threads or os.cpu_count() or 1),
+        ):
+            train(model)
+        model.eval()
+        card = facts | {
+            "sha256": sha256_of(model),
+            "images": session.images,
+            "seconds": round(session.seconds, 3),
+            "rows": session.rows,
+            "capped": session.capped,
+            "curve": thinned(session.curve),
+            "threads": how.threads or os.cpu_count(),
+            "torch": torch.__version__,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **finish(model),
+        }
+        if not session.capped:  # a capped training is used, and goes on from its checkpoint the next time
+            with whole(weights) as part:
+                save_file(tensors_of(model), part)
+            write_json(folder / "card.json", card)
+            for path in folder.glob("loop-*.safetensors"):
+                path.unlink()
+    return model, card
+
+
+@contextmanager
+def threads(count: int):
+    """So many threads inside the block, as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def thinned(curve: list, points: int = 200) -> list:
+    return curve[:: max(1, len(curve) // points)]
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, on the CPU; tensors that stand under two names are copied."""
+    return {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+
+
+def sha256_of(model: nn.Module) -> str:
+    """The identity of a model: the sha256 over its tensors' names, types and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors_of(model).items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def read_card(folder: Path) -> dict:
+    try:
+        card = json.loads((folder / "card.json").read_text())
+        return card if isinstance(card, dict) and "sha256" in card else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def fill(model: nn.Module, path: Path, sha256: str | None = None) -> None:
+    """Load tensors into a model; one sentence if the file is torn, of another network, or not what its card
+    says.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise click.ClickException(f"{path} is not a whole safetensors file ({error}).") from None
+    own = model.state_dict()
+    wrong = sorted(
+        name for name in own.keys() | tensors.keys() if not same_shape(own.get(name), tensors.get(name))
+    )
+    if wrong:
+        raise click.ClickException(
+            f"{path} holds another network: {len(wrong)} tensors differ, {wrong[0]} first."
+        )
+    model.load_state_dict(tensors)
+    if sha256 and sha256_of(model) != sha256:
+        raise click.ClickException(f"{path} is not what its card says: its sha256 differs.")
+
+
+def same_shape(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.shape == b.shape
