@@ -5,6 +5,7 @@ own network. What a method itself trains is kept the same way. A model is its te
 loaded into what the code builds, and a JSON card.
 """
 
+import copy
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ def exact_denoiser(data: Data, how: How = How()) -> Denoiser:
     """The denoiser of a distribution that is known: no network, no error of its own."""
     from bench.diffusion.exact import ExactNetwork
 
-    net = ExactNetwork(data.exact, data.shape, data.sigma_data).float()
+    mixture = copy.deepcopy(data.exact)  # the data's own stays in float64
+    net = ExactNetwork(mixture, data.shape, data.sigma_data).float()
     return Denoiser(net, EDM(), data.shape, "x0", data.sigma_data).to(how.device)
 
 

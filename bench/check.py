@@ -63,7 +63,7 @@ def checks(plugin: Plugin, only: Sequence[str] = NAMES) -> Iterator[Result]:
             result = Result(plugin.name, name, None, f"not reached, as {needed} failed")
         else:
             result = Result(plugin.name, name, *outcome(check, subject))
-        if result.ok is False or (needed in failed and name == "loads"):
+        if result.ok is False or needed in failed:
             failed.add(name)
         if name in only or result.ok is False:
             yield result

@@ -98,8 +98,7 @@ def climb(asked: Asked, schedule: str, budgets: tuple[int, ...], claim: int, bel
                 if below:
                     fine &= step <= claim + NEAR
                 if bool(fine.any()):
-                    # of the two ends, the one that it comes to
-                    return float(step[fine][now.median(1).values[fine].argmin()])
+                    return float(step[fine][(step[fine] - claim).abs().argmin()])
             last = step
         before = now
     if last is None:

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import re
 from functools import lru_cache
+from typing import ClassVar, get_args, get_origin, get_type_hints
 
 import click
 
@@ -20,21 +21,8 @@ STANDARD = set(
 NUMERICAL = {"torch", "torchdiffeq", "numpy", "scipy"}
 OURS = ("bench.diffusion", "bench.method", "bench.cache")
 FORBIDDEN = ("exec", "eval", "open", "compile", "__import__")
-TYPES = {
-    "entry": str,
-    "leaf": str,
-    "paper": str,
-    "kinds": set | tuple | list,
-    "schedules": tuple | list,
-    "base": str | None,
-    "order": int | None,
-    "least": int,
-    "version": int,
-    "per_nfe": bool,
-    "adaptive": bool,
-    "batchwise": bool,
-    "likelihood": str | None,
-    "dequantise": str,
+TYPES = {"paper": str} | {
+    name: get_args(hint)[0] for name, hint in get_type_hints(Method).items() if get_origin(hint) is ClassVar
 }
 PLACEHOLDER = "TODO"
 

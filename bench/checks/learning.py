@@ -5,7 +5,7 @@ from statistics import median
 
 import torch
 
-from bench import bases
+from bench import bases, models
 from bench.checks import Wrong
 from bench.checks.subject import Subject, exact, make
 from bench.diffusion.schedule import SCHEDULES

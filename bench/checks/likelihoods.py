@@ -1,5 +1,6 @@
 """Is a likelihood what it should be: equal to the exact one where it is exact, above it where it is a bound?"""
 
+import copy
 import dataclasses
 import math
 from functools import lru_cache
@@ -94,7 +95,7 @@ def levels(subject: Subject) -> str:
         raise Skip("its network is trained, and a check has no time to train it well")
     data, mixture = levelled()
     schedule = subject.schedules[0]
-    net = ExactNetwork(mixture, data.shape, data.sigma_data).float()
+    net = ExactNetwork(copy.deepcopy(mixture), data.shape, data.sigma_data).float()
     base = Denoiser(net, EDM(), data.shape, "x0", data.sigma_data).under(SCHEDULES[schedule]())
     base.levels = LEVELS
     asked = make(subject.cls, base, data, MANY, schedule, fields_of(subject))

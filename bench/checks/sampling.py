@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench import bases
+from bench import bases, models
 from bench.checks import Skip, Wrong
 from bench.checks.subject import EXACT, ROWS, Subject, again, drawn, fresh_class, make, sentence, start
 from bench.checks.watch import CommonNoise, Watch

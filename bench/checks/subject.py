@@ -99,13 +99,18 @@ class Subject:
             self.made[key] = make(self.cls, self.base(kind, schedule, dtype), exact(kind), nfe, schedule, fields)
         return self.made[key]
 
-    def base(self, kind: str, schedule: str, dtype=torch.float32) -> Denoiser | None:
-        return perfect(kind, schedule, dtype) if self.plugin.base else None
+    def base(self, kind: str, schedule: str, dtype=torch.float32) -> nn.Module | None:
+        """The shared models it is given, as a worker gives them; the denoiser is the exact one."""
+        found = {
+            name: perfect(kind, schedule, dtype) if name == "denoiser" else shared(name, kind)
+            for name in self.plugin.recipes
+        }
+        return nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()), None)
 
 
 def make(
     cls: type[Method],
-    base: Denoiser | None,
+    base: nn.Module | None,
     data: Data,
     nfe: int,
     schedule: str,
@@ -170,6 +175,16 @@ def perfect(kind: str, schedule: str, dtype=torch.float32) -> Denoiser:
     data = exact(kind)
     net = ExactNetwork(data.exact, data.shape, data.sigma_data)
     return Denoiser(net, EDM(), data.shape, "x0", data.sigma_data).under(SCHEDULES[schedule]())
+
+
+@lru_cache
+def shared(name: str, kind: str) -> nn.Module:
+    """The model of a recipe, hardly trained."""
+    recipe, data = bases.RECIPES[name], exact(kind)
+    model = bases.seeded_build(recipe, data, 0)
+    with training.session(seed=0):
+        recipe.train(model, data, IMAGES)
+    return model.eval()
 
 
 def fresh_class(plugin: Plugin, purpose: str) -> type[Method]:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.steps import heun
 from bench.method import Method
 
 
@@ -27,14 +28,7 @@ class EDMHeun(Method):
     spacing: str = "karras"
 
     def sample(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
-        alpha, sigma = denoiser.schedule.alpha, denoiser.schedule.sigma
-        z = x / alpha(denoiser.schedule.t_max)
+        z = x / denoiser.schedule.alpha(denoiser.schedule.t_max)
         for s, t in pairwise(denoiser.schedule.steps((nfe + 1) // 2, self.spacing, end="zero")):
-            h = sigma(t) / alpha(t) - sigma(s) / alpha(s)
-            slope = denoiser(alpha(s) * z, s).eps
-            ahead = z + h * slope
-            if t > 0:
-                slope = (slope + denoiser(alpha(t) * ahead, t).eps) / 2
-                ahead = z + h * slope
-            z = ahead
+            z = heun(denoiser, z, s, t)
         return z
