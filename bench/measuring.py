@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import store, worker
+from bench import store
 from bench.cache import whole
+from bench.chunks import read_chunk
 from bench.job import BLOCKS, Cell, Chunk, Row
 from bench.metrics.fidelity import measure
 from bench.metrics.jackknife import Measured, of_mean
@@ -39,7 +40,7 @@ class Readied:
 
 def measured(plan: Plan, cell: Cell, chunks: list[Chunk], readied: Readied) -> list[Row]:
     """The rows of a cell whose chunks are all drawn."""
-    files = [worker.read_chunk(plan.site.chunk_file(cell, number)) for number in cell.chunks]
+    files = [read_chunk(plan.site.chunk_file(cell, number)) for number in cell.chunks]
     if any(found is None for found in files):
         raise ValueError("a chunk was damaged after it was drawn; run again to draw it anew")
     tensors = [found[1] for found in files]

@@ -2,22 +2,19 @@
 without harm.
 """
 
-import hashlib
 import json
 import math
 import resource
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench import bases, exactness, registry
-from bench.cache import whole
+from bench.chunks import read_chunk, write_chunk
 from bench.data import Data, load
 from bench.diffusion.counting import OverBudget, counters, counting
 from bench.diffusion.denoiser import Denoiser
@@ -296,31 +293,6 @@ def peak_memory(device: str) -> float:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def write_chunk(path: Path, tensors: dict[str, Tensor], chunk: Chunk) -> None:
-    with whole(path) as part:
-        save_file(tensors, part, {"chunk": json.dumps(asdict(chunk)), "sha256": checksum(tensors)})
-
-
-def read_chunk(path: Path) -> tuple[Chunk, dict[str, Tensor]] | None:
-    """A chunk's cost and tensors; None where the file is missing, torn, or not what its checksum says."""
-    try:
-        with safe_open(path, "pt") as file:
-            meta = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        chunk = Chunk(**json.loads(meta["chunk"]))
-        return (chunk, tensors) if meta["sha256"] == checksum(tensors) else None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
-
-
-def checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def uncounted(model: nn.Module) -> bool:

@@ -1,0 +1,39 @@
+"""Chunk files: what was drawn, what it cost, and a checksum that tells a whole file from a damaged one."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bench.cache import whole
+from bench.job import Chunk
+
+
+def write_chunk(path: Path, tensors: dict[str, Tensor], chunk: Chunk) -> None:
+    with whole(path) as part:
+        save_file(tensors, part, {"chunk": json.dumps(asdict(chunk)), "sha256": checksum(tensors)})
+
+
+def read_chunk(path: Path) -> tuple[Chunk, dict[str, Tensor]] | None:
+    """A chunk's cost and tensors; None where the file is missing, torn, or not what its checksum says."""
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        chunk = Chunk(**json.loads(meta["chunk"]))
+        return (chunk, tensors) if meta["sha256"] == checksum(tensors) else None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
