@@ -65,7 +65,7 @@ def prepared(
         settings = {"folder": folder, "seed": seed, "device": how.device, "label": label}
         with (
             training.session(**settings, report=how.report, minutes=how.minutes) as session,
-            threads(how.threads or os.cpu_count() or 1),
+            threads(how.threads or cores()),
         ):
             train(model)
         model.eval()
@@ -76,7 +76,7 @@ def prepared(
             "rows": session.rows,
             "capped": session.capped,
             "curve": thinned(session.curve),
-            "threads": how.threads or os.cpu_count(),
+            "threads": how.threads or cores(),
             "torch": torch.__version__,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **finish(model),
@@ -88,6 +88,13 @@ def prepared(
             for path in folder.glob("loop-*.safetensors"):
                 path.unlink()
     return model, card
+
+
+def cores() -> int:
+    """The cores this process may use: what OMP_NUM_THREADS says, or those it is allowed to run on."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(told) if told.isdigit() and int(told) > 0 else allowed
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 answer yet.
 """
 
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from bench.data import Data, load
 from bench.job import BLOCKS, Cell
 from bench.metrics import features
 from bench.metrics.names import METRICS, column, find
+from bench.models import How, cores
 from bench.progress import Progress
 from bench.registry import Plugin
 from bench.selection import Selection, selected
@@ -86,7 +86,7 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
             request.extractor or features.default_extractor(data), data, request.device
         )
     base_ids = dict.fromkeys((name for plugin, _ in chosen.methods for name in plugin.recipes), "none yet")
-    how = bases.How(request.device, progress.report if progress else None, request.minutes, request.threads)
+    how = How(request.device, progress.report if progress else None, request.minutes, request.threads)
     for name in base_ids if train else ():
         spec = request.base if name == "denoiser" else name
         base_ids[name] = bases.base_of(spec, data, request.train_seed, None, how)[1]["sha256"]
@@ -174,9 +174,8 @@ def workers(plan: "Plan") -> int:
     """
     if plan.request.workers:
         return plan.request.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     work = sum(cell.nfe * cell.samples for cell in plan.todo) * plan.data.dim
-    return cores if plan.site.device == "cpu" and plan.site.threads == 1 and work > WORTH_WORKERS else 1
+    return cores() if plan.site.device == "cpu" and plan.site.threads == 1 and work > WORTH_WORKERS else 1
 
 
 def sample_metrics(request: Request, data: Data) -> tuple[str, ...]:

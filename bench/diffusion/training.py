@@ -86,14 +86,44 @@ def fit(
     weights are forgotten). warmup, decay: shares of the budget over which the learning rate rises and, at
     the end, falls to zero.
     """
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.Adam(weights.values(), lr=lr, betas=(0.9, 0.99), fused=True)
+
+    def update(x0: Tensor, generator: torch.Generator, step: int, total: int) -> Tensor:
+        value = loss(x0, generator).mean()
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        for group in optimiser.param_groups:
+            group["lr"] = lr * ramp(step / total, warmup, decay)
+        nn.utils.clip_grad_norm_(weights.values(), clip)
+        optimiser.step()
+        return value
+
+    return repeated(update, model, weights, optimiser, data, images, batch=batch, ema=ema)
+
+
+def repeated(
+    update: Callable[[Tensor, torch.Generator, int, int], Tensor],
+    model: nn.Module,
+    weights: dict[str, nn.Parameter],
+    optimiser: torch.optim.Adam,
+    data,
+    images: int,
+    *,
+    batch: int,
+    ema: float,
+) -> nn.Module:
+    """The loop round one update of the weights: batches, seeds, averaging, checkpoints and the cost, as in `fit`.
+
+    update: (x0, generator, step, steps in all) -> the loss. Within it the optimiser steps once for each of the
+    weights.
+    """
     run = CURRENT.get() or Session()
     run.loops += 1
     loop = run.loops
     batch = min(batch, max(1, images))
     total = max(1, math.ceil(images / batch))
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     average = {name: p.detach().clone() for name, p in weights.items()}
-    optimiser = torch.optim.Adam(weights.values(), lr=lr, betas=(0.9, 0.99), fused=True)
     path = run.folder / f"loop-{loop}.safetensors" if run.folder else None
     step, seconds, curve = restore(path, weights, average, optimiser) if path else (0, 0.0, [])
     model.train()
@@ -105,13 +135,7 @@ def fit(
         torch.manual_seed(generator.initial_seed())  # what has no generator of its own: the batch, dropout
         index = torch.randint(len(stored), (batch,))
         x0 = data.scale(stored[index].to(run.device))
-        value = loss(x0, generator).mean()
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        for group in optimiser.param_groups:
-            group["lr"] = lr * ramp(step / total, warmup, decay)
-        nn.utils.clip_grad_norm_(weights.values(), clip)
-        optimiser.step()
+        value = update(x0, generator, step, total)
         step += 1
         keep = 0.5 ** (batch / max(batch, ema * step * batch))
         with torch.no_grad():
