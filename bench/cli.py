@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from bench.commands_check import check, new
+
 RESULTS = click.option(
     "--results", type=click.Path(path_type=Path), default=Path("runs"), help="Results folder [runs]."
 )
@@ -311,6 +313,9 @@ def data_fetch(name) -> None:
     where = fetch(name)
     click.echo(f"{name}: {where}" if where else f"{name} needs no download.")
 
+
+main.add_command(check)
+main.add_command(new)
 
 if __name__ == "__main__":
     main()

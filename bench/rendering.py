@@ -28,7 +28,7 @@ def markdown(table: Table, baselines: Collection[str] = ()) -> str:
     """A table in Markdown, its notes under it."""
     from tabulate import tabulate
 
-    arrow = "↓" if METRICS[table.metric].better == "lower" else "↑"
+    arrow = {"lower": "↓", "higher": "↑", "target": "→ held-out"}[METRICS[table.metric].better]
     header = [f"{', '.join(table.columns)} {arrow} on {table.data}", *(f"NFE {b}" for b in table.budgets)]
     body = [
         [label + (" †" if label in baselines else ""), *(cell(table, label, b) for b in table.budgets)]

@@ -138,11 +138,25 @@ def best_of(entries: dict[tuple[str, int], Entry], better: str) -> dict[int, set
     """By budget, the labels that are best or tied with the best of their column; a lone one is neither."""
     columns: dict[tuple[int, str], dict] = {}
     for (label, budget), entry in entries.items():
-        columns.setdefault((budget, entry.column), {})[label] = (entry.value, entry.replicates)
+        columns.setdefault((budget, entry.column), {})[label] = standing(entry, better)
     best: dict[int, set[str]] = {}
     for (budget, _), column in columns.items():
-        best.setdefault(budget, set()).update(ties(column, better) if len(column) > 1 else ())
+        which = "higher" if better == "higher" else "lower"
+        best.setdefault(budget, set()).update(ties(column, which) if len(column) > 1 else ())
     return best
+
+
+def standing(entry: Entry, better: str) -> tuple[float, tuple[float, ...]]:
+    """What an entry is compared by: its value, or how far it lies from what held-out data score."""
+    if better != "target":
+        return entry.value, entry.replicates
+    target = target_of(entry)
+    return abs(entry.value - target), tuple(abs(replicate - target) for replicate in entry.replicates)
+
+
+def target_of(entry: Entry) -> float:
+    """What held-out data score: 1 where the metric is a ratio to them."""
+    return 1.0 if entry.column == "memorisation" else entry.rows[0]["details"]["held_out"]
 
 
 def order_of(label: str, plugin: Plugin | None) -> tuple:

@@ -58,12 +58,16 @@ def order(subject: Subject) -> str:
     for schedule in subject.schedules:
         measured[schedule] = slope(subject, schedule, claim)
         if measured[schedule] < claim - NEAR:
-            raise Wrong(f"it claims order {claim} and has {measured[schedule]:.2f} under {schedule}: declare what it has, or mend the step.")
+            raise Wrong(
+                f"it claims order {claim} and has {measured[schedule]:.2f} under {schedule}: declare what it has, or mend the step."
+            )
     least = min(measured, key=measured.get)
     if measured[least] > claim + NEAR:
         measured[least] = slope(subject, least, claim, below=True)
         if measured[least] > claim + NEAR:
-            raise Wrong(f"it claims order {claim} and has {measured[least]:.2f} even under {least}: claim what it has.")
+            raise Wrong(
+                f"it claims order {claim} and has {measured[least]:.2f} even under {least}: claim what it has."
+            )
     return f"order {claim}: " + ", ".join(f"{value:.2f} under {name}" for name, value in measured.items())
 
 
@@ -102,7 +106,9 @@ def climb(asked: Asked, schedule: str, budgets: tuple[int, ...], claim: int, bel
             last = step
         before = now
     if last is None:
-        raise Wrong(f"its error under {schedule} is rounding at {nfe} evaluations already: what does it sample?")
+        raise Wrong(
+            f"its error under {schedule} is rounding at {nfe} evaluations already: what does it sample?"
+        )
     nearer = now.median(1).values.argmin()
     return float(last[nearer]) if math.isfinite(float(last[nearer])) else -math.inf
 
@@ -135,7 +141,9 @@ def tighter(subject: Subject) -> str:
 def judged(a: float, b: float, sort: str, few: str, many: str) -> str:
     noise = 0.02 if sort == "distribution" else 1e-3
     if b > a + noise or (b > 0.9 * a and b > 5 * noise):
-        raise Wrong(f"from {few} to {many} its distance to the true {sort} goes from {a:.3g} to {b:.3g}: it does not converge.")
+        raise Wrong(
+            f"from {few} to {many} its distance to the true {sort} goes from {a:.3g} to {b:.3g}: it does not converge."
+        )
     return f"its distance to the true {sort} goes from {a:.3g} at {few} to {b:.3g} at {many}"
 
 

@@ -16,7 +16,28 @@ from bench.diffusion.schedule import SCHEDULES
 from bench.method import Method
 
 STANDARD = set(
-    ["__future__", "abc", "bisect", "cmath", "collections", "contextlib", "copy", "dataclasses", "enum", "fractions", "functools", "heapq", "itertools", "math", "numbers", "operator", "statistics", "string", "typing", "warnings"]
+    [
+        "__future__",
+        "abc",
+        "bisect",
+        "cmath",
+        "collections",
+        "contextlib",
+        "copy",
+        "dataclasses",
+        "enum",
+        "fractions",
+        "functools",
+        "heapq",
+        "itertools",
+        "math",
+        "numbers",
+        "operator",
+        "statistics",
+        "string",
+        "typing",
+        "warnings",
+    ]
 )
 NUMERICAL = {"torch", "torchdiffeq", "numpy", "scipy"}
 OURS = ("bench.diffusion", "bench.method", "bench.cache")
@@ -53,7 +74,9 @@ def paper(subject: Subject) -> str:
     if entry is None:
         raise Wrong(f"no entry of taxonomy.yaml lists {plugin.name}: add one, or name it by entry = ....")
     if plugin.name not in (entry.id, *entry.plugins) and "leaf" not in plugin.declared:
-        raise Wrong(f"entry {entry.id} of taxonomy.yaml does not list {plugin.name} among its plugins: add it.")
+        raise Wrong(
+            f"entry {entry.id} of taxonomy.yaml does not list {plugin.name} among its plugins: add it."
+        )
     if entry.arxiv and plugin.paper != f"arXiv:{entry.arxiv}":
         raise Wrong(f"its paper is {plugin.paper} and that of its entry {entry.id} is arXiv:{entry.arxiv}.")
     return f"{plugin.paper}, entry {entry.id}"
@@ -68,10 +91,14 @@ def declarations(subject: Subject) -> str:
             continue
         if name not in TYPES:
             near = difflib.get_close_matches(name, TYPES, 1)
-            hint = f"did you mean {near[0]}?" if near else f"annotate it ({name}: float = ...) to make it one."
+            hint = (
+                f"did you mean {near[0]}?" if near else f"annotate it ({name}: float = ...) to make it one."
+            )
             raise Wrong(f"{name} is neither a declaration nor a hyper-parameter: {hint}")
         if not isinstance(value, TYPES[name]) or (TYPES[name] is int and isinstance(value, bool)):
-            raise Wrong(f"{name} = {value!r} is not what a plugin declares there; bench/method.py says what is.")
+            raise Wrong(
+                f"{name} = {value!r} is not what a plugin declares there; bench/method.py says what is."
+            )
     for name, (_, default) in fields.items():
         if name in TYPES:
             raise Wrong(f"{name} is annotated, which makes it a hyper-parameter: write {name} = {default!r}.")
@@ -101,7 +128,10 @@ def words(subject: Subject) -> str:
     for what, node in (("file", module), ("class", found)):
         text = ast.get_docstring(node) or ""
         if not text.strip():
-            raise Wrong(f"its {what} has no docstring: say what it is" + (", with the paper's formula." * (what == "file") or "."))
+            raise Wrong(
+                f"its {what} has no docstring: say what it is"
+                + (", with the paper's formula." * (what == "file") or ".")
+            )
         if PLACEHOLDER in text:
             raise Wrong(f"the docstring of its {what} still says {PLACEHOLDER}: write what it asks for.")
     return f"{len(subject.plugin.declared)} declarations, {len(dataclasses.fields(Method))} and more fields"
@@ -115,8 +145,13 @@ def imports(subject: Subject) -> str:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             if node.level:
-                raise Wrong(f"line {node.lineno} imports its neighbours: what two plugins share is bench.diffusion's.")
-            found |= {f"{node.module}.{a.name}" if node.module in ("bench", "zoo") else node.module for a in node.names}
+                raise Wrong(
+                    f"line {node.lineno} imports its neighbours: what two plugins share is bench.diffusion's."
+                )
+            found |= {
+                f"{node.module}.{a.name}" if node.module in ("bench", "zoo") else node.module
+                for a in node.names
+            }
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in FORBIDDEN:
             raise Wrong(f"line {node.lineno} calls {node.func.id}, which a plugin has no need of.")
     for name in sorted(found):
@@ -126,7 +161,9 @@ def imports(subject: Subject) -> str:
         if root == "bench" and not any(name == ours or name.startswith(f"{ours}.") for ours in OURS):
             raise Wrong(f"it imports {name}: of ours a plugin knows bench.diffusion and bench.method only.")
         if root != "bench" and root not in STANDARD | NUMERICAL:
-            raise Wrong(f"it imports {name}: a plugin may use {', '.join(sorted(NUMERICAL))} and plain Python.")
+            raise Wrong(
+                f"it imports {name}: a plugin may use {', '.join(sorted(NUMERICAL))} and plain Python."
+            )
     return ", ".join(sorted(found))
 
 
@@ -138,7 +175,9 @@ def loads(subject: Subject) -> str:
     for kind in subject.kinds:
         subject.asked(kind)
     missing = sorted(set(subject.plugin.kinds) - set(subject.kinds))
-    return f"built on {', '.join(subject.kinds)}" + (f"; no exact {', '.join(missing)} yet" if missing else "")
+    return f"built on {', '.join(subject.kinds)}" + (
+        f"; no exact {', '.join(missing)} yet" if missing else ""
+    )
 
 
 @lru_cache

@@ -33,7 +33,9 @@ def training(subject: Subject) -> str:
         raise Wrong(f"it was given {images:,} images to train on and took {after.session.images:,}.")
     falls = [fall(loop) for loop in loops(after.session.curve) if len(loop) >= 8]
     if falls and min(falls) >= 1:
-        raise Wrong(f"its loss does not fall: over {len(falls)} loops it ends at {min(falls):.2f} of where it begins, at best.")
+        raise Wrong(
+            f"its loss does not fall: over {len(falls)} loops it ends at {min(falls):.2f} of where it begins, at best."
+        )
     return f"its loss falls to {min(falls):.2f} of what it was" if falls else "it estimates without a loss"
 
 

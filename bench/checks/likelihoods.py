@@ -31,7 +31,9 @@ def asked_nats(asked: Asked, x: Tensor, nfe: int) -> Tensor:
         found = asked.method.nll(asked.model, x, nfe)
     total = sum(found.values()) if isinstance(found, dict) else found
     if not isinstance(total, Tensor) or total.shape != (len(x),):
-        raise Wrong(f"nll gives {tuple(getattr(total, 'shape', ()))} for {len(x)} rows: it owes one number a row.")
+        raise Wrong(
+            f"nll gives {tuple(getattr(total, 'shape', ()))} for {len(x)} rows: it owes one number a row."
+        )
     if bool(total.isnan().any()):
         raise Wrong(f"its likelihood is not a number at {nfe} NFE.")
     return total.double()
@@ -73,17 +75,25 @@ def at_end(base: Denoiser, mixture: GaussianMixture, x: Tensor) -> Tensor:
 
 def held(subject: Subject, gaps: list[Tensor], where: str) -> str:
     """The mean gap to the nearest of the truths, against its standard error."""
-    gap, error = min(((float(g.mean()), float(g.std() / len(g) ** 0.5)) for g in gaps), key=lambda g: abs(g[0]))
+    gap, error = min(
+        ((float(g.mean()), float(g.std() / len(g) ** 0.5)) for g in gaps), key=lambda g: abs(g[0])
+    )
     if subject.cls.likelihood == "elbo":
         if gap < -3 * error - 1e-3:
-            raise Wrong(f"{where} its bound lies {-gap:.3g} nats below the exact value: a term is missing or too small.")
+            raise Wrong(
+                f"{where} its bound lies {-gap:.3g} nats below the exact value: a term is missing or too small."
+            )
     elif abs(gap) > 0.01 + (0.0 if fields_of(subject) else 3 * error):
-        raise Wrong(f"{where} its likelihood is {gap:+.3g} nats from the exact one: look for a sign or a missing term.")
+        raise Wrong(
+            f"{where} its likelihood is {gap:+.3g} nats from the exact one: look for a sign or a missing term."
+        )
     return f"{where} {gap:+.2g} nats"
 
 
 def trained(subject: Subject) -> bool:
-    return "train" in subject.plugin.abilities and any(p.requires_grad for p in subject.asked().model.parameters())
+    return "train" in subject.plugin.abilities and any(
+        p.requires_grad for p in subject.asked().model.parameters()
+    )
 
 
 def levels(subject: Subject) -> str:
@@ -115,7 +125,9 @@ def levels(subject: Subject) -> str:
 def levelled() -> tuple[Data, GaussianMixture]:
     """mixture2d at half its size and rounded to levels, and the density that a level's probability comes to."""
     whole = exact("vector").exact
-    mixture = GaussianMixture(whole.weights, whole.means * HALF, whole.basis, whole.excess * HALF**2, whole.floor * HALF**2)
+    mixture = GaussianMixture(
+        whole.weights, whole.means * HALF, whole.basis, whole.excess * HALF**2, whole.floor * HALF**2
+    )
     plain = Data("levelled", "vector", (2,), torch.zeros(0, 2), torch.zeros(0, 2), LEVELS)
     parts = [plain.quantise(mixture.sample(n, torch.Generator().manual_seed(n))) for n in (512, TEST)]
     return dataclasses.replace(plain, train=parts[0], test=parts[1]), mixture

@@ -38,7 +38,9 @@ def samples(subject: Subject) -> str:
     asks = [(kind, subject.schedules[0], nfe) for kind in subject.kinds for nfe in budgets(subject)]
     asks += [(subject.kind, schedule, budgets(subject)[i]) for schedule in subject.schedules for i in (0, -2)]
     if "train" in subject.plugin.abilities:  # each is a training of its own
-        asks = [ask for ask in asks if ask[1] == subject.schedules[0] and (ask[0] == subject.kind or ask[2] == 10)]
+        asks = [
+            ask for ask in asks if ask[1] == subject.schedules[0] and (ask[0] == subject.kind or ask[2] == 10)
+        ]
     for kind, schedule, nfe in dict.fromkeys(asks):
         where = f"at {nfe} NFE on {EXACT[kind]} under {schedule}"
         asked = subject.asked(kind, schedule, nfe)
@@ -72,7 +74,9 @@ def budget(subject: Subject) -> str:
         n, tolerance = ROWS[subject.kind], None
         if asked.method.adaptive:
             try:
-                tolerance, _ = calibrate(Ready(asked.method, asked.model, asked.data, {}), cell(subject, nfe, n), Site(Path()))
+                tolerance, _ = calibrate(
+                    Ready(asked.method, asked.model, asked.data, {}), cell(subject, nfe, n), Site(Path())
+                )
             except OverBudget as error:
                 raise Wrong(f"{error}: raise `least`, which is {subject.plugin.least}.") from None
             asked = again(asked, tolerance=tolerance)
@@ -83,7 +87,9 @@ def budget(subject: Subject) -> str:
             except OverBudget:
                 pass
         if tallies["nfe"].rows > limit:
-            raise Wrong(f"at a budget of {nfe} it asks {tallies['nfe'].rows / n:g} evaluations a sample or more.")
+            raise Wrong(
+                f"at a budget of {nfe} it asks {tallies['nfe'].rows / n:g} evaluations a sample or more."
+            )
         spent.append(tallies["nfe"].rows / n)
         if not tallies["nfe"].rows and not tallies["extra"].rows:
             raise Wrong(f"at a budget of {nfe} no evaluation is counted at all.")
@@ -115,7 +121,9 @@ def counter(subject: Subject) -> str:
             raise Wrong(f"in {name} {watch.seen}: call the denoiser, or wrap the network in Counted.")
         counted = tallies["nfe"].rows + tallies["extra"].rows
         if watch.passed > counted:
-            raise Wrong(f"in {name} {watch.passed} rows pass its networks and {counted} are counted: leave tallies alone.")
+            raise Wrong(
+                f"in {name} {watch.passed} rows pass its networks and {counted} are counted: leave tallies alone."
+            )
         if name == "nll" and counted > nfe * n:
             raise Wrong(f"nll asks {counted / n:g} evaluations a row at a budget of {nfe}.")
     return "no network is used behind the counter's back"
@@ -127,7 +135,9 @@ def seed(subject: Subject) -> str:
     asked, nfe = subject.asked(), max(10, subject.plugin.least)
     first, second, other = (drawn(asked, nfe, seed=s).samples for s in (0, 0, 1))
     if not torch.equal(first, second):
-        raise Wrong("the same seed gives other samples: draw noise by torch, whose generator is seeded, and by nothing else.")
+        raise Wrong(
+            "the same seed gives other samples: draw noise by torch, whose generator is seeded, and by nothing else."
+        )
     if torch.equal(first, other):
         raise Wrong("two seeds give the same samples: begin from x, which the seed draws.")
     return "the same seed gives the same samples"
@@ -139,7 +149,9 @@ def micro_batch(subject: Subject) -> str:
     asked, nfe = subject.asked(), max(10, subject.plugin.least)
     gap = far(drawn(asked, nfe, micro_batch=7).samples, drawn(asked, nfe).samples)
     if gap > CLOSE:
-        raise Wrong(f"micro-batches of 7 rows change its samples by {gap:.1g} of their range: it must not see them.")
+        raise Wrong(
+            f"micro-batches of 7 rows change its samples by {gap:.1g} of their range: it must not see them."
+        )
     return f"micro-batches of 7 rows change {gap:.1g} of the range"
 
 
@@ -202,11 +214,21 @@ def state(subject: Subject) -> str:
         drawn(asked, nfe + 5, seed=3)
     after = drawn(asked, nfe).samples
     if not torch.equal(before, after) or repr(stated) != repr(vars(asked.method)):
-        raise Wrong("what it was asked before changes its answers: keep nothing on the instance or in the module.")
+        raise Wrong(
+            "what it was asked before changes its answers: keep nothing on the instance or in the module."
+        )
     schedule = subject.schedules[0]
     base = subject.base(subject.kind, schedule)
     fields = {"tolerance": asked.method.tolerance} if asked.method.adaptive else {}
-    fresh = make(fresh_class(subject.plugin, "again"), copy.deepcopy(base), asked.data, nfe, schedule, fields, trained=False)
+    fresh = make(
+        fresh_class(subject.plugin, "again"),
+        copy.deepcopy(base),
+        asked.data,
+        nfe,
+        schedule,
+        fields,
+        trained=False,
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         save_file(models.tensors_of(asked.model), path)
@@ -214,9 +236,13 @@ def state(subject: Subject) -> str:
     try:
         loaded = drawn(fresh, nfe).samples
     except Exception as error:
-        raise Wrong(f"its model, built anew and given its tensors, stops with {sentence(error)}: keep all in buffers.") from None
+        raise Wrong(
+            f"its model, built anew and given its tensors, stops with {sentence(error)}: keep all in buffers."
+        ) from None
     gap = far(loaded, before)
     # What follows from the tensors is computed anew, and rounded; step control may turn on the rounding.
     if gap > (100 * CLOSE if asked.method.adaptive else CLOSE):
-        raise Wrong(f"its model, built anew and given its tensors, gives other samples (by {gap:.1g}): keep all in buffers.")
+        raise Wrong(
+            f"its model, built anew and given its tensors, gives other samples (by {gap:.1g}): keep all in buffers."
+        )
     return "its tensors are all there is to its model"

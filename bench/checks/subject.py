@@ -96,7 +96,9 @@ class Subject:
         nfe = max(nfe or 10, self.plugin.least)
         key = (kind, schedule, nfe if self.cls.per_nfe else None, dtype, tuple(sorted(fields.items())))
         if key not in self.made:
-            self.made[key] = make(self.cls, self.base(kind, schedule, dtype), exact(kind), nfe, schedule, fields)
+            self.made[key] = make(
+                self.cls, self.base(kind, schedule, dtype), exact(kind), nfe, schedule, fields
+            )
         return self.made[key]
 
     def base(self, kind: str, schedule: str, dtype=torch.float32) -> nn.Module | None:

@@ -74,7 +74,23 @@ class CommonNoise(TorchFunctionMode):
     cut. `other` says what was drawn in a way that has no such rows.
     """
 
-    OTHER = ["normal", "normal_", "uniform_", "bernoulli", "bernoulli_", "multinomial", "randint", "randint_like", "randperm", "exponential_", "poisson", "cauchy_", "geometric_", "log_normal_", "random_"]
+    OTHER = [
+        "normal",
+        "normal_",
+        "uniform_",
+        "bernoulli",
+        "bernoulli_",
+        "multinomial",
+        "randint",
+        "randint_like",
+        "randperm",
+        "exponential_",
+        "poisson",
+        "cauchy_",
+        "geometric_",
+        "log_normal_",
+        "random_",
+    ]
 
     def __init__(self, rows: int, most: int):
         super().__init__()

@@ -124,8 +124,9 @@ def repeated(
     batch = min(batch, max(1, images))
     total = max(1, math.ceil(images / batch))
     average = {name: p.detach().clone() for name, p in weights.items()}
+    rest = {name: t for name, t in model.state_dict().items() if name not in weights}
     path = run.folder / f"loop-{loop}.safetensors" if run.folder else None
-    step, seconds, curve = restore(path, weights, average, optimiser) if path else (0, 0.0, [])
+    step, seconds, curve = restore(path, weights, average, rest, optimiser) if path else (0, 0.0, [])
     model.train()
     started = saved = time.monotonic()
     seen_loss = 0.0
@@ -151,14 +152,14 @@ def repeated(
                 run.report(run.label, step * batch, total * batch, seen_loss)
         now = time.monotonic()
         if path and now - saved > run.save_every:
-            save(path, weights, average, optimiser, step, seconds + now - started, curve)
+            save(path, weights, average, rest, optimiser, step, seconds + now - started, curve)
             saved = now
         if run.minutes is not None and run.seconds + now - started > 60 * run.minutes:
             run.capped = True
             break
     seconds += time.monotonic() - started
     if path and total:
-        save(path, weights, average, optimiser, step, seconds, curve)
+        save(path, weights, average, rest, optimiser, step, seconds, curve)
     with torch.no_grad():
         for name, p in weights.items():
             p.copy_(average[name])
@@ -176,10 +177,11 @@ def ramp(share: float, warmup: float, decay: float) -> float:
     return up * (1 + math.cos(math.pi * down)) / 2
 
 
-def save(path: Path, weights, average, optimiser, step: int, seconds: float, curve) -> None:
+def save(path: Path, weights, average, rest, optimiser, step: int, seconds: float, curve) -> None:
     """Write everything a step depends on, whole or not at all."""
     tensors = {f"weight/{name}": p.detach() for name, p in weights.items()}
     tensors |= {f"average/{name}": p for name, p in average.items()}
+    tensors |= {f"rest/{name}": p for name, p in rest.items()}  # buffers and frozen weights may change too
     for name, p in weights.items():
         for moment in ("exp_avg", "exp_avg_sq"):
             tensors[f"{moment}/{name}"] = optimiser.state[p][moment]
@@ -193,18 +195,24 @@ def save(path: Path, weights, average, optimiser, step: int, seconds: float, cur
     part.replace(path)
 
 
-def restore(path: Path, weights, average, optimiser) -> tuple[int, float, list]:
+def restore(path: Path, weights, average, rest, optimiser) -> tuple[int, float, list]:
     """Go on from a checkpoint; a missing, torn or foreign one counts as none."""
     try:
         with safe_open(path, "pt") as file:
             step, seconds = int(file.metadata()["step"]), float(file.metadata()["seconds"])
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        fits = all(stored[f"weight/{name}"].shape == p.shape for name, p in weights.items())
+        fits = all(
+            stored[f"{part}/{name}"].shape == p.shape
+            for part, group in (("weight", weights), ("rest", rest))
+            for name, p in group.items()
+        )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return 0, 0.0, []
     if not fits:
         return 0, 0.0, []
     with torch.no_grad():
+        for name, p in rest.items():
+            p.copy_(stored[f"rest/{name}"])
         for name, p in weights.items():
             p.copy_(stored[f"weight/{name}"])
             average[name].copy_(stored[f"average/{name}"])

@@ -14,7 +14,7 @@ class Metric:
     name: str
     title: str
     of: str  # "samples" | "nll"
-    better: str  # "lower" | "higher"
+    better: str  # "lower" | "higher" | "target": nearest to what held-out data score
     kinds: frozenset[str]  # of data: "image", "vector"
     needs_extractor: bool = False
     exact: bool = False  # only for data whose distribution is known
@@ -31,10 +31,10 @@ METRICS = {
         Metric("kid", "kernel distance (squared MMD)", "samples", "lower", EITHER, needs_extractor=True),
         Metric("precision", "precision", "samples", "higher", EITHER, needs_extractor=True),
         Metric("recall", "recall", "samples", "higher", EITHER, needs_extractor=True),
-        Metric("memorisation", "distance to the training set, held-out = 1", "samples", "higher", EITHER),
+        Metric("memorisation", "distance to the training set, held-out = 1", "samples", "target", EITHER),
         Metric("nll", "negative log-likelihood", "nll", "lower", EITHER),
         Metric("sliced_wasserstein", "sliced Wasserstein-2", "samples", "lower", EITHER, exact=True),
-        Metric("exact_nll", "exact NLL of the samples", "samples", "lower", EITHER, exact=True),
+        Metric("exact_nll", "exact NLL of the samples", "samples", "target", EITHER, exact=True),
         Metric("distance", "distance to the converged solution", "samples", "lower", EITHER, exact=True),
         Metric("nll_excess", "NLL above the exact one", "nll", "lower", EITHER, exact=True),
     )

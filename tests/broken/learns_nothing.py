@@ -1,7 +1,8 @@
-"""Broken: its loss rises with training, its sign being wrong."""
+"""Broken: climbs its loss, the gradient's sign being wrong."""
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from bench.diffusion.denoiser import Denoiser
@@ -10,19 +11,14 @@ from bench.diffusion.training import fit
 from bench.method import Method
 
 
-class Shift(nn.Module):
-    """A denoiser with one parameter of its own."""
+class Shifted(nn.Module):
+    """A denoiser and one parameter beside it."""
 
     def __init__(self, base: Denoiser):
         super().__init__()
-        self.base, self.shift = base.requires_grad_(False), nn.Parameter(base.net.net.__class__ and self.zero())
+        self.base, self.shift = base, nn.Parameter(torch.ones(1))
 
-    def zero(self):
-        import torch
-
-        return torch.ones(1)
-
-    def prior(self, *arguments):
+    def prior(self, *arguments) -> Tensor:
         return self.base.prior(*arguments)
 
 
@@ -34,17 +30,17 @@ class LearnsNothing(Method):
     schedules = ("edm",)
 
     def build(self, base: nn.Module, data, nfe: int) -> nn.Module:
-        return Shift(base)
+        return Shifted(base)
 
     def train(self, model: nn.Module, base: nn.Module, data, images: int, nfe: int) -> None:
         def loss(x0: Tensor, generator) -> Tensor:
-            far = (x0.flatten(1) ** 2).mean(1).detach() * 0 + model.shift**2
-            return far.detach() * 2 - far
+            value = model.shift.square().expand(len(x0))
+            return 2 * value.detach() - value
 
         fit(loss, model, data, images)
 
     def sample(self, model: nn.Module, x: Tensor, nfe: int) -> Tensor:
         for s, t in pairwise(model.base.schedule.steps(nfe)):
             out = model.base(x, s)
-            x = ddim(model.base.schedule, out.x0 + 0 * model.shift, out.eps, t)
+            x = ddim(model.base.schedule, out.x0, out.eps, t)
         return x

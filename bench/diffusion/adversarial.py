@@ -1,0 +1,84 @@
+"""Training of two players: a generator and the critic that tells its samples from real ones.
+
+The generator follows the non-saturating loss (Goodfellow et al. 2014), the critic pays R1 for its gradient at real
+samples (Mescheder et al. 2018). Seeds, averaging, checkpoints and cost are those of `training.fit`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench.diffusion import training
+
+LAZY = 4  # R1 is paid at every fourth step, fourfold (Karras et al. 2020, section 3.1)
+
+
+class Round(NamedTuple):
+    """What the critic is to tell apart, and what else it is told: its arguments after the sample."""
+
+    real: Tensor
+    fake: Tensor
+    given: tuple
+
+
+def contest(
+    play: Callable[[Tensor, torch.Generator], Round],
+    generator: nn.Module,
+    critic: Callable[[], nn.Module],
+    data,
+    images: int,
+    *,
+    batch: int = 64,
+    lr: float = 5e-4,
+    critic_lr: float = 5e-4,
+    r1: float = 0.1,
+    ema: float = 0.05,
+    decay: float = 0.3,
+) -> nn.Module:
+    """Fit the generator in place, ending on its weights' moving average; the critic is made here and left behind.
+
+    play: (x0, generator) -> a Round whose fakes carry the gradient of the generator's weights. The critic's answer
+    to (samples, *given) is one logit a row. The critic plays first; both see the same fakes. Curves show the
+    critic's loss, log 4 when it can tell nothing. images: real images seen.
+    """
+    run = training.CURRENT.get() or training.Session()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seeded(run.seed, run.loops, 1).initial_seed())
+        judge = critic().to(run.device)
+    players = nn.ModuleDict({"generator": generator, "critic": judge})
+    sides = [[p for p in player.parameters() if p.requires_grad] for player in (generator, judge)]
+    rates = (lr, critic_lr)
+    optimiser = torch.optim.Adam([{"params": side} for side in sides], betas=(0.5, 0.9), fused=True)
+
+    def update(x0: Tensor, noise: torch.Generator, step: int, total: int) -> Tensor:
+        for group, rate in zip(optimiser.param_groups, rates):
+            group["lr"] = rate * training.ramp(step / total, 0.0, decay)
+        real, fake, given = play(x0, noise)
+        real = real.detach().requires_grad_(step % LAZY == 0)
+        logits = judge(real, *given)
+        loss = functional.softplus(-logits).mean() + functional.softplus(judge(fake.detach(), *given)).mean()
+        penalty = LAZY * r1 / 2 * roughness(logits, real) if step % LAZY == 0 else 0.0
+        moved(optimiser, sides[1], loss + penalty)
+        moved(optimiser, sides[0], functional.softplus(-judge(fake, *given)).mean())
+        return loss.detach()
+
+    weights = {name: p for name, p in players.named_parameters() if p.requires_grad}
+    training.repeated(update, players, weights, optimiser, data, images, batch=batch, ema=ema)
+    return generator
+
+
+def roughness(logits: Tensor, x: Tensor) -> Tensor:
+    """The mean squared length of the logits' gradient at x: R1."""
+    (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return slope.square().flatten(1).sum(1).mean()
+
+
+def moved(optimiser: torch.optim.Optimizer, side: list[nn.Parameter], loss: Tensor) -> None:
+    """One step of one player: the optimiser passes over weights that have no gradient."""
+    optimiser.zero_grad(set_to_none=True)
+    for p, slope in zip(side, torch.autograd.grad(loss, side), strict=True):
+        p.grad = slope
+    optimiser.step()

@@ -1,0 +1,97 @@
+"""Consistency training: a consistency model learned from data, without a teacher's steps.
+
+With the same data and noise at two neighbouring times of EDM's grid t_1 = t_min < ... < t_N = t_max (Algorithm
+3, eq. 10),
+
+    E over n of lambda(t_n) d(f(x0 + t_{n+1} eps, t_{n+1}), f'(x0 + t_n eps, t_n)),
+
+f' being a running average of f of decay mu, without gradient. N grows in the course of training (appendix C):
+N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 and mu(k) = exp(s0 log mu0 / N(k)). `improved` is the
+recipe of arXiv:2310.14189: mu = 0, N doubling from s0 to s1, ln sigma normal, lambda = 1 / (t_{n+1} - t_n)
+and the pseudo-Huber distance. LPIPS, the first paper's best d, is not used here.
+"""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bench.diffusion import training
+from bench.diffusion.denoiser import Denoiser, rowwise
+from bench.diffusion.distillation import (
+    Students,
+    consistency_distance,
+    consistent,
+    multistep_consistency,
+    normal,
+    student_of,
+)
+from bench.method import Method
+
+
+class ConsistencyTraining(Method):
+    """Consistency training"""
+
+    paper = "arXiv:2303.01469"
+    entry = "consistency"
+    schedules = ("edm",)
+    share = 0.6
+
+    improved: bool = True
+    s0: int = 10  # 2 of the first paper
+    s1: int = 1280  # 150 of the first paper
+    mu0: float = 0.9  # of the first recipe alone
+    warm: bool = True  # begin with the denoiser's weights
+    spacing: str = "karras"  # of the times of multistep sampling
+
+    def build(self, base: Denoiser, data, nfe: int) -> nn.Module:
+        return Students({"student": student_of(base, data)})
+
+    def train(self, model: Students, base: Denoiser, data, images: int, nfe: int) -> None:
+        student = model["student"]
+        # What the loss remembers from step to step is in tensors of what is fitted, which checkpoints hold.
+        fitted = nn.ModuleDict({"student": student, "target": copy.deepcopy(student).requires_grad_(False)})
+        fitted.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+        def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
+            points = self.points(int(fitted.seen) / images)
+            fitted.seen += len(x0)
+            grid = student.schedule.steps(points - 1, "karras").flip(0)
+            self.follow(fitted["target"], student, points)
+            n = self.drawn(grid, len(x0), generator)
+            t, s = grid[n], grid[n + 1]
+            eps = normal(x0, generator)
+            with torch.no_grad():
+                aim = consistent(fitted["target"], x0 + rowwise(t, x0) * eps, t)
+            away = consistency_distance(
+                consistent(student, x0 + rowwise(s, x0) * eps, s), aim, "huber" if self.improved else "l2"
+            )
+            return away * rowwise(1 / (s - t), away) if self.improved else away
+
+        training.fit(loss, fitted, data, images, lr=1e-3, decay=1.0)
+
+    def points(self, done: float) -> int:
+        """N after this share of the training."""
+        if self.improved:
+            stages = int(math.log2(self.s1 / self.s0)) + 1
+            return min(self.s0 * 2 ** int(done * stages), self.s1) + 1
+        return math.ceil(math.sqrt(done * ((self.s1 + 1) ** 2 - self.s0**2) + self.s0**2) - 1) + 1
+
+    def drawn(self, grid: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """n places in the rising grid, all but the last: even, or so that ln sigma is normal."""
+        share = torch.ones(len(grid) - 1)
+        if self.improved:
+            mass = torch.erf((grid.log() + 1.1) / (2.0 * math.sqrt(2)))  # mean -1.1, deviation 2
+            share = mass.diff().float()
+        return torch.multinomial(share.to(generator.device), n, replacement=True, generator=generator).cpu()
+
+    def follow(self, target: Denoiser, student: Denoiser, points: int) -> None:
+        """Move the target's weights towards the student's, all the way where mu is 0."""
+        mu = 0.0 if self.improved else math.exp(self.s0 * math.log(self.mu0) / points)
+        with torch.no_grad():
+            for theirs, own in zip(target.parameters(), student.parameters()):
+                theirs.lerp_(own, 1 - mu)
+
+    def sample(self, model: Students, x: Tensor, nfe: int) -> Tensor:
+        return multistep_consistency(model["student"], x, nfe, self.spacing)
