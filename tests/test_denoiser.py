@@ -97,7 +97,9 @@ def test_more_rows_than_allowed_are_refused_with_a_sentence():
 
 
 def test_two_networks_share_one_allowance_and_an_extra_one_has_none():
-    model = nn.ModuleList([Counted(nn.Linear(3, 3)), Counted(nn.Linear(3, 3)), Counted(nn.Linear(3, 3), role="extra")])
+    model = nn.ModuleList(
+        [Counted(nn.Linear(3, 3)), Counted(nn.Linear(3, 3)), Counted(nn.Linear(3, 3), role="extra")]
+    )
     x = torch.randn(8, 3)
     with counting(model, allowance=16) as tallies:
         for net in model:
@@ -141,7 +143,9 @@ def test_guidance_costs_two_rows_a_sample():
         def forward(self, x, lam, labels):
             return x * labels[:, None]
 
-    denoiser = Denoiser(Labelled(), SCHEDULES["edm"](), (3,), "x0", 0.5).given(torch.ones(4, dtype=torch.long), scale=3.0)
+    denoiser = Denoiser(Labelled(), SCHEDULES["edm"](), (3,), "x0", 0.5).given(
+        torch.ones(4, dtype=torch.long), scale=3.0
+    )
     with counting(denoiser) as tallies:
         out = denoiser(torch.ones(4, 3), 1.0).x0
     assert tallies["nfe"].rows == 8

@@ -16,8 +16,19 @@ TEXT = (ROOT / "README.md").read_text()
 def test_the_readme_s_method_runs_as_it_stands(tmp_path):
     code = re.search(r"```python\n(.*?)```", TEXT, re.S)[1]
     (tmp_path / "my_sampler.py").write_text(code)
-    words = ["run", "my_sampler", "--plugin", str(tmp_path / "my_sampler.py"), "--data", "mixture2d", "--nfe", "5"]
-    result = CliRunner().invoke(main, [*words, "--samples", "80", "--quiet", "--results", str(tmp_path / "r")])
+    words = [
+        "run",
+        "my_sampler",
+        "--plugin",
+        str(tmp_path / "my_sampler.py"),
+        "--data",
+        "mixture2d",
+        "--nfe",
+        "5",
+    ]
+    result = CliRunner().invoke(
+        main, [*words, "--samples", "80", "--quiet", "--results", str(tmp_path / "r")]
+    )
     assert result.exit_code == 0 and "My sampler" in result.output, result.output
 
 
@@ -29,5 +40,7 @@ def test_every_command_the_readme_names_has_a_help_page():
 
 
 def test_bench_answers_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "bench.cli", "--version"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.cli", "--version"], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr

@@ -61,14 +61,26 @@ def test_the_same_seed_gives_the_same_rows_and_another_seed_others(tmp_path):
 
 def test_every_row_stays_within_its_budget_and_says_what_it_cost(tmp_path):
     ran("ddim", "edm_heun", "ddpm", "--data", "mixture2d", results=tmp_path)
-    bench("run", "probability_flow", "--data", "mixture2d", *SMALL[:2], "--nfe", 40, *SMALL[4:], results=tmp_path)
+    bench(
+        "run",
+        "probability_flow",
+        "--data",
+        "mixture2d",
+        *SMALL[:2],
+        "--nfe",
+        40,
+        *SMALL[4:],
+        results=tmp_path,
+    )
     rows = [row for row in store.read(tmp_path) if row["method"] != "real data"]
     assert rows and all(row["nfe"] <= row["budget"] for row in rows)
     heun = {row["nfe"] for row in rows if row["method"] == "edm_heun"}
     assert heun == {3, 9}
     flow = {row["ask"]: row for row in rows if row["method"] == "probability_flow"}
     assert flow["nll"]["jvps"] == flow["nll"]["nfe"] == 40
-    assert 20 < flow["sample"]["nfe"] <= 40 and flow["sample"]["train_rows"] > 0  # what finding the tolerance took
+    assert (
+        20 < flow["sample"]["nfe"] <= 40 and flow["sample"]["train_rows"] > 0
+    )  # what finding the tolerance took
 
 
 def test_micro_batches_do_not_change_the_samples(tmp_path):
@@ -76,7 +88,16 @@ def test_micro_batches_do_not_change_the_samples(tmp_path):
     denoiser = bases.exact_denoiser(data)
     plugin_rows = {}
     for size in (7, 500):
-        ran("ddim", "--data", "mixture-digits", "--micro-batch", size, "--keep", 80, results=tmp_path / str(size))
+        ran(
+            "ddim",
+            "--data",
+            "mixture-digits",
+            "--micro-batch",
+            size,
+            "--keep",
+            80,
+            results=tmp_path / str(size),
+        )
         plugin_rows[size] = facts(tmp_path / str(size))
     for a, b in zip(plugin_rows[7], plugin_rows[500], strict=True):
         assert a["value"] == pytest.approx(b["value"], rel=1e-4, abs=1e-4)
@@ -133,14 +154,29 @@ def test_a_method_that_fails_is_a_row_that_says_why_and_the_others_go_on(tmp_pat
     import re
 
     path = plugin(tmp_path, body)
-    result = bench("run", "mine", "ddim", "--plugin", path, "--data", "mixture2d", *SMALL, results=tmp_path / "r")
+    result = bench(
+        "run", "mine", "ddim", "--plugin", path, "--data", "mixture2d", *SMALL, results=tmp_path / "r"
+    )
     assert result.exit_code == 1
     failed = [row for row in store.read(tmp_path / "r") if row["error"]]
     assert failed and all(re.search(why, row["error"]) for row in failed)
     assert any(row["method"] == "ddim" and row["value"] is not None for row in store.read(tmp_path / "r"))
     plugin(tmp_path, GOOD)  # mended: the failure was not kept as an answer
-    script = [sys.executable, "-m", "bench.cli", "run", "mine", "--plugin", str(path), "--data", "mixture2d", *SMALL]
-    again = subprocess.run([*script, "--results", str(tmp_path / "r")], capture_output=True, text=True, cwd=ROOT)
+    script = [
+        sys.executable,
+        "-m",
+        "bench.cli",
+        "run",
+        "mine",
+        "--plugin",
+        str(path),
+        "--data",
+        "mixture2d",
+        *SMALL,
+    ]
+    again = subprocess.run(
+        [*script, "--results", str(tmp_path / "r")], capture_output=True, text=True, cwd=ROOT
+    )
     assert again.returncode == 0, again.stderr
     assert not [row for row in store.read(tmp_path / "r") if row["error"]]
 
@@ -159,7 +195,9 @@ def test_a_strangers_network_is_a_base(tmp_path):
     )
     ran("ddim", "--data", "mixture2d", "--base", f"{tmp_path}/mynet.py:make", results=tmp_path / "r")
     assert {row["base_id"] for row in store.read(tmp_path / "r") if row["method"] == "ddim"} != {"exact"}
-    assert "no function missing" in bench("run", "ddim", "--base", f"{tmp_path}/mynet.py:missing", *SMALL).output
+    assert (
+        "no function missing" in bench("run", "ddim", "--base", f"{tmp_path}/mynet.py:missing", *SMALL).output
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,12 +267,16 @@ def test_two_protocols_never_share_a_column(tmp_path):
     bench("run", "ddim", "--data", "mixture2d", "--samples", 60, "--nfe", 4, "--quiet", results=tmp_path)
     result = bench("table", results=tmp_path)
     assert result.exit_code == 1 and "samples: 80 and 60" in result.output
-    prints = {row["protocol"] for row in store.read(tmp_path) if row["samples"] == 60 and row["method"] == "ddim"}
+    prints = {
+        row["protocol"] for row in store.read(tmp_path) if row["samples"] == 60 and row["method"] == "ddim"
+    }
     assert bench("table", "--protocol", prints.pop(), results=tmp_path).exit_code == 0
 
 
 def test_a_dry_run_says_what_it_would_cost_and_draws_nothing(tmp_path):
-    result = bench("run", "ddim", "--data", "mixture2d", "--samples", 100, "--nfe", "4,9", "--dry-run", results=tmp_path)
+    result = bench(
+        "run", "ddim", "--data", "mixture2d", "--samples", 100, "--nfe", "4,9", "--dry-run", results=tmp_path
+    )
     assert result.exit_code == 0 and "1,300 evaluations" in result.output
     assert not store.read(tmp_path)
 
@@ -242,7 +284,9 @@ def test_a_dry_run_says_what_it_would_cost_and_draws_nothing(tmp_path):
 def test_records_carry_what_a_script_needs(tmp_path):
     ran("ddim", "--data", "mixture2d", results=tmp_path)
     records = json.loads(bench("table", "--format", "json", results=tmp_path).output)
-    assert {"method", "data", "metric", "budget", "nfe", "value", "stderr", "samples", "protocol"} <= set(records[0])
+    assert {"method", "data", "metric", "budget", "nfe", "value", "stderr", "samples", "protocol"} <= set(
+        records[0]
+    )
     methods = json.loads(bench("list", "--format", "json").output)
     assert {"name", "title", "category", "leaf", "paper", "kinds", "abilities"} == set(methods[0])
     leaves = json.loads(bench("taxonomy", "--format", "json").output)
@@ -258,10 +302,38 @@ def test_python_gives_the_rows_as_a_data_frame(tmp_path):
 
 
 def start(results, cache) -> subprocess.Popen:
-    words = ["run", "ddim", "ddpm", "--data", "digits", "--base", "denoiser@20000", "--nfe", "3,5", "--samples", "100"]
-    environment = os.environ | {"TAXOBENCH_CACHE": str(cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "bench.cli", *words, "--threads", "1", "--quiet", "--results", str(results)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [
+        "run",
+        "ddim",
+        "ddpm",
+        "--data",
+        "digits",
+        "--base",
+        "denoiser@20000",
+        "--nfe",
+        "3,5",
+        "--samples",
+        "100",
+    ]
+    environment = os.environ | {
+        "TAXOBENCH_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "bench.cli",
+        *words,
+        "--threads",
+        "1",
+        "--quiet",
+        "--results",
+        str(results),
+    ]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.slow

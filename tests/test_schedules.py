@@ -73,7 +73,9 @@ def test_ddpm_s_table_is_the_product_of_its_betas():
     steps = torch.tensor([1, 2, 500, 1000], dtype=torch.float64)
     torch.testing.assert_close(table.alpha(steps / 1000) ** 2, bar[steps.long() - 1])
     assert float(table.sigma(0.0)) == 0.0
-    torch.testing.assert_close(table.steps(1000, "time", end="zero"), torch.arange(1000, -1, -1) / 1000.0, check_dtype=False)
+    torch.testing.assert_close(
+        table.steps(1000, "time", end="zero"), torch.arange(1000, -1, -1) / 1000.0, check_dtype=False
+    )
 
 
 def test_a_schedule_is_narrowed_to_what_the_network_knows_and_no_further():

@@ -1,8 +1,7 @@
 """Broken: borrows from another plugin."""
 
-from zoo.sampling_acceleration.ode_solver.ddim import DDIM
-
 from bench.method import Method
+from zoo.sampling_acceleration.ode_solver.ddim import DDIM
 
 
 class ImportsAnother(Method):
