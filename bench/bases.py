@@ -14,14 +14,18 @@ from pathlib import Path
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.cache import key_of
 from bench.data import Data
 from bench.diffusion import training
-from bench.diffusion.denoiser import FORMS, KNOWN, Denoiser, rowwise
+from bench.diffusion.adversarial import fit_sampler
+from bench.diffusion.cld import AugmentedDenoiser, hybrid_loss
+from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.generators import VAE, Sampler
 from bench.diffusion.networks import MLP, image_net
 from bench.diffusion.schedule import EDM
+from bench.diffusion.training import denoising_loss
 from bench.models import How, fill, prepared, read_card, sha256_of
 
 IMAGES = {8: 400_000, 28: 2_000_000, 32: 10_000_000}  # training budget by resolution, in images seen
@@ -118,24 +122,42 @@ def exact_denoiser(data: Data, how: How = How()) -> Denoiser:
     return Denoiser(net, EDM(), data.shape, "x0", data.sigma_data).to(how.device)
 
 
-def denoising_loss(model: Denoiser, x0: Tensor, generator: torch.Generator) -> Tensor:
-    """EDM's loss (Karras et al. 2022, table 1): ln sigma is normal, F is fitted with unit weight. One number
-    a row.
-    """
-    mean, spread = 1.2, 1.4
-    lam = mean + spread * torch.randn(len(x0), generator=generator, device=generator.device).double()
-    r = torch.exp(-lam.clamp(*KNOWN)).to(x0.device)
-    noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
-    ones = torch.ones_like(r)
-    a, b = FORMS[model.form](ones, r, model.sigma_data)
-    out = model.at(x0 + rowwise(r, x0) * noise, ones, r).out
-    return ((out - rowwise(a, x0) * x0 - rowwise(b, x0) * noise) ** 2).flatten(1).mean(1)
-
-
 def train_denoiser(model: Denoiser, data: Data, images: int) -> None:
     training.fit(
         lambda x0, generator: denoising_loss(model, x0, generator), model, data, images, batch=128, lr=2e-3
     )
+
+
+def new_cld(data: Data, seed: int = 0) -> AugmentedDenoiser:
+    """The untrained velocity-augmented denoiser of a data set; of a known distribution the exact one."""
+    if data.exact is not None:
+        return AugmentedDenoiser(exact_denoiser(data).net, data.shape, "x0", data.sigma_data)
+    doubled = (2 * data.shape[0], *data.shape[1:])
+    net = (
+        image_net(doubled, channels=data.shape[0])
+        if data.kind == "image"
+        else MLP(2 * data.dim, out=data.dim)
+    )
+    return AugmentedDenoiser(net, data.shape, "eps_v", data.sigma_data)
+
+
+def train_cld(model: AugmentedDenoiser, data: Data, images: int) -> None:
+    if data.exact is None:
+        loss = lambda x0, generator: hybrid_loss(model, x0, generator)
+        training.fit(loss, model, data, images, batch=128, lr=2e-3)
+
+
+def train_vae(model: VAE, data: Data, images: int) -> None:
+    training.fit(model.loss, model, data, images, batch=64)
+
+
+def new_gan(data: Data, seed: int) -> Sampler:
+    """The untrained generator of a data set; data with levels lie between -1 and 1, and so do its samples."""
+    return Sampler(data.shape, bounded=data.levels is not None)
+
+
+def train_gan(model: Sampler, data: Data, images: int) -> None:
+    fit_sampler(model, data, images)
 
 
 def overfitting(model: Denoiser, data: Data) -> dict[str, float]:
@@ -188,6 +210,9 @@ def checkpoint(folder: Path, data: Data, how: How) -> tuple[Denoiser, dict]:
 
 RECIPES = {
     "denoiser": Recipe(new_denoiser, train_denoiser, overfitting),
+    "cld": Recipe(new_cld, train_cld),
+    "vae": Recipe(lambda data, seed: VAE(data.shape), train_vae, share=0.25),
+    "gan": Recipe(new_gan, train_gan, share=0.5),
 }
 
 

@@ -92,7 +92,7 @@ def outcome(check: Callable[[Subject], str], subject: Subject) -> tuple[bool | N
 
 
 def everything(methods: Sequence[str] = (), files: Sequence[Path] = ()) -> Iterator[Result]:
-    """The checks of the methods named, of the plugin files given, or of the whole zoo if there are neither."""
+    """The checks of the methods named and the plugin files given, or of the whole zoo."""
     known = registry.plugins()
     plugins = [registry.find(name, known) for name in methods]
     if not methods and not files:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import click
 
+from bench.commands.drawing import plot, report
+from bench.commands.literature import cite, published, show, taxonomy
+from bench.commands.options import FORMAT, RESULTS, Numbers
+from bench.commands.results import diff, merge, table
 from bench.commands_check import check, new
-
-RESULTS = click.option(
-    "--results", type=click.Path(path_type=Path), default=Path("runs"), help="Results folder [runs]."
-)
-FORMAT = click.option("--format", "style", type=click.Choice(["text", "json"]), default="text")
 
 
 class Group(click.Group):
@@ -36,32 +35,6 @@ class Group(click.Group):
 @click.version_option(package_name="taxobench")
 def main() -> None:
     """Diffusion models along the surveys' taxonomies: FID, IS and NLL at matched, measured NFE."""
-
-
-class Numbers(click.ParamType):
-    """`5,10,20` or `0-2`: whole numbers, none below `lowest`."""
-
-    name = "numbers"
-
-    def __init__(self, lowest: int):
-        self.lowest = lowest
-
-    def convert(self, value, param, context):
-        if isinstance(value, tuple):
-            return value
-        found: list[int] = []
-        for part in str(value).split(","):
-            first, dash, last = part.strip().partition("-")
-            try:
-                found += range(int(first), int(last) + 1) if dash and first else [int(part)]
-            except ValueError:
-                self.fail(f"{part.strip()!r} is not a whole number.", param, context)
-        wrong = [n for n in found if n < self.lowest]
-        if wrong or not found:
-            self.fail(
-                f"{wrong[0] if wrong else value} is too small; {self.lowest} is the least.", param, context
-            )
-        return tuple(dict.fromkeys(found))
 
 
 @main.command("list")
@@ -101,50 +74,6 @@ def list_methods(category, leaf, style) -> None:
         {key: ", ".join(r[key]) if isinstance(r[key], list) else r[key] for key in header} for r in records
     ]
     click.echo(tabulate(rows, header, tablefmt="simple"))
-
-
-@main.command()
-@click.option("--category", help="Only this category.")
-@click.option("--survey", help="A survey's own tree: yang, cao, croitoru or ulhaq.")
-@FORMAT
-def taxonomy(category, survey, style) -> None:
-    """The tree of the surveys: what is covered and what is missing."""
-    from bench import registry
-    from bench.taxonomy import coverage, load
-
-    tree = load()
-    known = registry.plugins()
-    if survey:
-        click.echo(tree_text(tree.view(survey, set(known))))
-        return
-    records = coverage(tree, [(plugin.name, plugin.folder) for plugin in known.values() if plugin.folder])
-    if category:
-        wanted = tree.category(category).id
-        records = [record for record in records if record["category"] == wanted]
-    if style == "json":
-        click.echo(json.dumps(records, indent=1))
-        return
-    for record in records:
-        mark = "covered" if record["covered"] else "missing"
-        click.echo(f"{record['category']} / {record['title']}: {mark}")
-        for what in ("methods", "missing"):
-            if record[what]:
-                click.echo(f"    {what}: {', '.join(record[what])}")
-
-
-def tree_text(branch, depth: int = 0) -> str:
-    lines = [f"{'  ' * depth}{branch.title}" + (f"  [{', '.join(branch.plugins)}]" if branch.plugins else "")]
-    return "\n".join([*lines, *(tree_text(child, depth + 1) for child in branch.branches)])
-
-
-@main.command()
-@click.argument("method")
-@click.option("--plugin", "plugin_files", type=click.Path(path_type=Path), multiple=True)
-def show(method, plugin_files) -> None:
-    """A method's card: paper, place, parameters, published numbers."""
-    from bench.cards import card
-
-    click.echo(card(method, plugin_files))
 
 
 @main.command()
@@ -226,28 +155,6 @@ def run(methods, category, leaf, survey, plugin_files, dry_run, style, quiet, de
 
 
 @main.command()
-@click.option("--category", help="Only methods of this category.")
-@click.option("--data", help="Only this data set.")
-@click.option("--metric", "metrics", multiple=True, help="Only these metrics (fid, or fid[digits]).")
-@click.option("--nfe", type=Numbers(0), help="Only these budgets.")
-@click.option("--protocol", help="Only rows of this protocol fingerprint.")
-@click.option("--reference", is_flag=True, help="The committed results instead of runs/.")
-@click.option("--format", "style", type=click.Choice(["md", "latex", "csv", "json"]), default="md")
-@RESULTS
-def table(category, data, metrics, nfe, protocol, reference, style, results) -> None:
-    """Tables of what was measured."""
-    from bench import store
-    from bench.rendering import render
-    from bench.tables import Reading, chosen, tables
-
-    folder = Path(__file__).resolve().parents[1] / "results" if reference else results
-    rows = chosen(store.read(folder), category=category, data=data, nfe=nfe, protocol=protocol)
-    if not rows:
-        raise click.ClickException(f"{folder} holds no rows of that kind; `bench run` measures some.")
-    click.echo(render(tables(rows, Reading(folder), metrics), style))
-
-
-@main.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="The data set the samples are of.")
 @click.option("--metric", "metrics", multiple=True, help="fid, is, kid, precision, recall, ...")
@@ -314,8 +221,8 @@ def data_fetch(name) -> None:
     click.echo(f"{name}: {where}" if where else f"{name} needs no download.")
 
 
-main.add_command(check)
-main.add_command(new)
+for command in (taxonomy, show, cite, published, table, diff, merge, check, new, plot, report):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -40,6 +40,24 @@ def fingerprint(facts: dict) -> str:
     return key_of(facts, 12)
 
 
+def described(name: str, facts: dict) -> str:
+    """A protocol in one sentence, for a footnote; `facts` are empty where nothing is on record."""
+    known = (
+        ("extractor", "extractor {}"),
+        ("reference", "reference: {}"),
+        ("reference_count", "{:,} reference images"),
+        ("split", "{} split"),
+        ("rows", "{:,} rows"),
+        ("samples", "{:,} samples"),
+        ("chunk", "chunks of {}"),
+        ("dequantise", "dequantisation: {}"),
+        ("precision", "{}"),
+        ("torch", "torch {}"),
+    )
+    parts = [text.format(facts[key]) for key, text in known if facts.get(key) is not None]
+    return f"Protocol {name}: {', '.join(parts) or 'not on record'}."
+
+
 def difference(a: dict, b: dict) -> list[str]:
     """What two protocols disagree on, one phrase each."""
     return [

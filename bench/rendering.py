@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from bench.metrics.names import METRICS
+from bench.sheets import escaped
 from bench.statistics import bias_corrected
 from bench.tables import FLOOR, Entry, Table
 
@@ -20,7 +21,7 @@ def render(tables: Sequence[Table], style: str, baselines: Collection[str] = ())
 
         return pd.DataFrame(records(tables)).to_csv(index=False)
     if style == "latex":
-        return "\n\n".join(latex(table) for table in tables)
+        return "\n\n".join(latex(table, baselines) for table in tables)
     return "\n\n".join(markdown(table, baselines) for table in tables)
 
 
@@ -28,8 +29,7 @@ def markdown(table: Table, baselines: Collection[str] = ()) -> str:
     """A table in Markdown, its notes under it."""
     from tabulate import tabulate
 
-    arrow = {"lower": "↓", "higher": "↑", "target": "→ held-out"}[METRICS[table.metric].better]
-    header = [f"{', '.join(table.columns)} {arrow} on {table.data}", *(f"NFE {b}" for b in table.budgets)]
+    header = [heading(table), *(f"NFE {b}" for b in table.budgets)]
     body = [
         [label + (" †" if label in baselines else ""), *(cell(table, label, b) for b in table.budgets)]
         for label in table.labels
@@ -39,37 +39,57 @@ def markdown(table: Table, baselines: Collection[str] = ()) -> str:
         body.append([f"{FLOOR} ({table.floor.samples:,} held out)", *[floor] * len(table.budgets)])
     align = ("left", *("right",) * len(table.budgets))
     text = tabulate(body, header, tablefmt="github", disable_numparse=True, colalign=align)
-    notes = list(table.notes)
-    if any(label in baselines for label in table.labels):
-        notes.append("†: a baseline from the foundations.")
-    return text + "\n\n" + "  \n".join(notes)
+    return text + "\n\n" + "  \n".join(notes_under(table, baselines))
 
 
-def latex(table: Table) -> str:
-    """A booktabs table."""
-    rows = [
-        [
-            escaped(label),
-            *(cell(table, label, budget, bold=r"\textbf{{{}}}", pm=r" $\pm$ ") for budget in table.budgets),
-        ]
+def latex(table: Table, baselines: Collection[str] = ()) -> str:
+    """A booktabs table with its caption, its floor and its notes."""
+    columns = len(table.budgets)
+
+    def line(*cells: str) -> str:
+        return " & ".join(cells) + r" \\"
+
+    def number(label: str, budget: int) -> str:
+        text = cell(table, label, budget, bold="\0{}\0")
+        plain, bold, rest = text.split("\0") if "\0" in text else ("", "", text)
+        return escaped(plain) + (rf"\textbf{{{escaped(bold)}}}" if bold else "") + escaped(rest)
+
+    body = [
+        line(
+            escaped(label + (" †" if label in baselines else "")), *(number(label, b) for b in table.budgets)
+        )
         for label in table.labels
     ]
-    header = [escaped(", ".join(table.columns)), *map(str, table.budgets)]
-    lines = [
-        rf"\begin{{tabular}}{{l{'r' * len(table.budgets)}}}",
-        r"\toprule",
-        " & ".join(header) + r" \\",
-        r"\midrule",
-    ]
-    lines += [" & ".join(row).replace("≤", r"$\leq$").replace("<", "$<$") + r" \\" for row in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+    if table.floor is not None:
+        floor = escaped(plus_minus(*rounded(table.floor.value, table.floor.stderr)))
+        body += [r"\midrule", line(f"{FLOOR} ({table.floor.samples:,} held out)", *[floor] * columns)]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{escaped(heading(table))}}}",
+            rf"\begin{{tabular}}{{l{'r' * columns}}}",
+            r"\toprule",
+            line("NFE", *map(str, table.budgets)),
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            *(rf"\par\footnotesize {escaped(note)}" for note in notes_under(table, baselines)),
+            r"\end{table}",
+        ]
+    )
 
 
-def escaped(text: str) -> str:
-    """Plain text for LaTeX."""
-    for character in "&%_#$":
-        text = text.replace(character, "\\" + character)
-    return text
+def heading(table: Table) -> str:
+    """What a table is of, and which way is better."""
+    arrow = {"lower": "↓", "higher": "↑", "target": "→ held-out"}[METRICS[table.metric].better]
+    return f"{', '.join(table.columns)} {arrow} on {table.data}"
+
+
+def notes_under(table: Table, baselines: Collection[str]) -> list[str]:
+    """The table's notes, and what the dagger means where there is one."""
+    marked = any(label in baselines for label in table.labels)
+    return [*table.notes, *(["†: a baseline from the foundations."] if marked else [])]
 
 
 def cell(table: Table, label: str, budget: int, bold: str = "**{}**", pm: str = " ± ") -> str:

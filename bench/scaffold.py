@@ -46,13 +46,13 @@ class {class_name}(Method):
         return x
 
     # A method with a likelihood has nll(self, denoiser, x, nfe), nats a row, and says likelihood = "elbo" or
-    # "ode". One with a model of its own has build and train, and keeps all it learns in parameters and buffers.
+    # "ode". One with a model of its own has build and train, and keeps what it learns in its tensors.
 '''
 
 
 def new(leaf: str, method: str, paper: str, out: Path | None = None) -> Path:
-    """Write the file of a new plugin and return its path: into the leaf's folder of the zoo, or into `out`, where
-    the file names its leaf itself. click.BadParameter or ClickException for what is wrong with the request.
+    """Write the file of a new plugin and return its path: into the leaf's folder of the zoo, or into `out`,
+    where the file names its leaf itself. click.BadParameter or ClickException for what cannot be done.
     """
     place = taxonomy.load().leaf(leaf)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", method) or keyword.iskeyword(method):

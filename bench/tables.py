@@ -9,7 +9,7 @@ import click
 
 from bench import registry, store
 from bench.metrics.names import METRICS, parse
-from bench.protocol import difference
+from bench.protocol import described, difference
 from bench.registry import Plugin
 from bench.statistics import bias_corrected, stderr, ties
 
@@ -130,7 +130,7 @@ def table(
         floor=floor,
         failed=failed,
         least={label: reading.known[name].least for label, name in methods.items() if name in reading.known},
-        notes=notes_of(metric, columns, rows, floor, failed),
+        notes=notes_of(metric, columns, rows, floor, failed) + protocols_of(rows, reading.folder),
     )
 
 
@@ -266,6 +266,13 @@ def notes_of(
             notes.append("[ode]: the probability flow's likelihood, that of the shared base itself.")
         notes.append("'-': a learning-free sampler has no likelihood of its own.")
     return notes + [f"{label} at {budget} failed: {why}" for (label, budget), why in failed.items()]
+
+
+def protocols_of(rows: Sequence[dict], folder: Path) -> list[str]:
+    """The protocols that the rows were measured under, a footnote each."""
+    return [
+        described(name, store.protocol(folder, name)) for name in dict.fromkeys(r["protocol"] for r in rows)
+    ]
 
 
 def chosen(

@@ -77,7 +77,7 @@ def test_every_row_stays_within_its_budget_and_says_what_it_cost(tmp_path):
     heun = {row["nfe"] for row in rows if row["method"] == "edm_heun"}
     assert heun == {3, 9}
     flow = {row["ask"]: row for row in rows if row["method"] == "probability_flow"}
-    assert flow["nll"]["jvps"] == flow["nll"]["nfe"] == 40
+    assert flow["nll"]["vjps"] == flow["nll"]["nfe"] == 40
     assert (
         20 < flow["sample"]["nfe"] <= 40 and flow["sample"]["train_rows"] > 0
     )  # what finding the tolerance took

@@ -1,4 +1,4 @@
-"""What can be held against a plugin without running it: its place, its paper, its declarations, its imports."""
+"""What can be said of a plugin without running it: its place, its paper, its declarations, its imports."""
 
 import ast
 import dataclasses
@@ -15,30 +15,14 @@ from bench.checks.subject import Subject
 from bench.diffusion.schedule import SCHEDULES
 from bench.method import Method
 
-STANDARD = set(
-    [
-        "__future__",
-        "abc",
-        "bisect",
-        "cmath",
-        "collections",
-        "contextlib",
-        "copy",
-        "dataclasses",
-        "enum",
-        "fractions",
-        "functools",
-        "heapq",
-        "itertools",
-        "math",
-        "numbers",
-        "operator",
-        "statistics",
-        "string",
-        "typing",
-        "warnings",
-    ]
-)
+# Plain Python that computes and touches nothing outside.
+# fmt: off
+STANDARD = {
+    "__future__", "abc", "bisect", "cmath", "collections", "contextlib", "copy",
+    "dataclasses", "enum", "fractions", "functools", "heapq", "itertools", "math",
+    "numbers", "operator", "statistics", "string", "typing", "warnings",
+}
+# fmt: on
 NUMERICAL = {"torch", "torchdiffeq", "numpy", "scipy"}
 OURS = ("bench.diffusion", "bench.method", "bench.cache")
 FORBIDDEN = ("exec", "eval", "open", "compile", "__import__")

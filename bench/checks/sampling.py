@@ -2,13 +2,14 @@
 
 import copy
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench import bases, models
+from bench import models
 from bench.checks import Skip, Wrong
 from bench.checks.subject import EXACT, ROWS, Subject, again, drawn, fresh_class, make, sentence, start
 from bench.checks.watch import CommonNoise, Watch
@@ -21,6 +22,8 @@ CLOSE = 1e-4  # of the samples' range: what micro-batches may change
 
 def budgets(subject: Subject) -> list[int]:
     least = subject.plugin.least
+    if subject.cls.adaptive:  # each is a search for its tolerance
+        return [least, max(25, least)]
     return sorted({*range(least, least + 4), max(10, least), max(25, least)})
 
 
@@ -36,7 +39,7 @@ def samples(subject: Subject) -> str:
     """Shape, dtype and finiteness at every budget from the least up, on each kind, under each schedule."""
     subject.needs("sample")
     asks = [(kind, subject.schedules[0], nfe) for kind in subject.kinds for nfe in budgets(subject)]
-    asks += [(subject.kind, schedule, budgets(subject)[i]) for schedule in subject.schedules for i in (0, -2)]
+    asks += [(subject.kind, schedule, budgets(subject)[i]) for schedule in subject.schedules for i in (0, -1)]
     if "train" in subject.plugin.abilities:  # each is a training of its own
         asks = [
             ask for ask in asks if ask[1] == subject.schedules[0] and (ask[0] == subject.kind or ask[2] == 10)
@@ -73,6 +76,7 @@ def budget(subject: Subject) -> str:
             raise Wrong("its model has no counted network: wrap what it calls in Counted.")
         n, tolerance = ROWS[subject.kind], None
         if asked.method.adaptive:
+            n = 16
             try:
                 tolerance, _ = calibrate(
                     Ready(asked.method, asked.model, asked.data, {}), cell(subject, nfe, n), Site(Path())
@@ -81,14 +85,12 @@ def budget(subject: Subject) -> str:
                 raise Wrong(f"{error}: raise `least`, which is {subject.plugin.least}.") from None
             asked = again(asked, tolerance=tolerance)
         limit = nfe * n * (SLACK if tolerance else 1)
-        with torch.no_grad(), counting(asked.model, int(4 * nfe * n)) as tallies:
-            try:
-                asked.method.sample(asked.model, start(asked, n), nfe)
-            except OverBudget:
-                pass
+        with suppress(OverBudget), torch.no_grad(), counting(asked.model, 4 * nfe * n) as tallies:
+            asked.method.sample(asked.model, start(asked, n), nfe)
         if tallies["nfe"].rows > limit:
             raise Wrong(
-                f"at a budget of {nfe} it asks {tallies['nfe'].rows / n:g} evaluations a sample or more."
+                f"at a budget of {nfe} it asks {tallies['nfe'].rows / n:g} evaluations a sample, or more: "
+                "spend no more than it is given."
             )
         spent.append(tallies["nfe"].rows / n)
         if not tallies["nfe"].rows and not tallies["extra"].rows:
@@ -122,7 +124,7 @@ def counter(subject: Subject) -> str:
         counted = tallies["nfe"].rows + tallies["extra"].rows
         if watch.passed > counted:
             raise Wrong(
-                f"in {name} {watch.passed} rows pass its networks and {counted} are counted: leave tallies alone."
+                f"in {name} {watch.passed} rows pass its networks and {counted} are counted: let tallies be."
             )
         if name == "nll" and counted > nfe * n:
             raise Wrong(f"nll asks {counted / n:g} evaluations a row at a budget of {nfe}.")
@@ -135,9 +137,7 @@ def seed(subject: Subject) -> str:
     asked, nfe = subject.asked(), max(10, subject.plugin.least)
     first, second, other = (drawn(asked, nfe, seed=s).samples for s in (0, 0, 1))
     if not torch.equal(first, second):
-        raise Wrong(
-            "the same seed gives other samples: draw noise by torch, whose generator is seeded, and by nothing else."
-        )
+        raise Wrong("the same seed gives other samples: draw noise by torch, whose generator is seeded.")
     if torch.equal(first, other):
         raise Wrong("two seeds give the same samples: begin from x, which the seed draws.")
     return "the same seed gives the same samples"
@@ -160,10 +160,16 @@ def batch(subject: Subject) -> str:
     subject.needs("sample")
     if subject.cls.batchwise:
         raise Skip("it declares that its steps depend on the whole chunk")
-    asked, nfe = subject.asked(), max(10, subject.plugin.least)
     most, few = ROWS[subject.kind], ROWS[subject.kind] // 4 + 1
-    x = start(asked, most)
-    found = []
+    several = "train" not in subject.plugin.abilities and not subject.cls.adaptive
+    gaps = [common(subject, schedule, most, few) for schedule in subject.schedules[: None if several else 1]]
+    return f"{few} rows alone and among {most} differ by {max(gaps):.1g} of the range"
+
+
+def common(subject: Subject, schedule: str, most: int, few: int) -> float:
+    """How far the first samples drawn in a small and in a large batch are apart, with the same noise."""
+    asked, nfe = subject.asked(schedule=schedule), max(10, subject.plugin.least)
+    x, found = start(asked, most), []
     for n in (most, few):
         noise = CommonNoise(n, most)
         with noise:
@@ -173,10 +179,10 @@ def batch(subject: Subject) -> str:
     gap = far(found[1], found[0][:few])
     if gap > CLOSE:
         raise Wrong(
-            f"its samples change by {gap:.1g} of their range with the number of rows drawn together; if the paper's "
-            "steps depend on the whole batch, declare batchwise = True."
+            f"under {schedule} its samples change by {gap:.1g} of their range with the number of rows drawn "
+            "together; if the paper's steps depend on the whole batch, declare batchwise = True."
         )
-    return f"{few} rows alone and among {most} differ by {gap:.1g} of the range"
+    return gap
 
 
 def input_(subject: Subject) -> str:
@@ -203,9 +209,7 @@ def input_(subject: Subject) -> str:
 
 
 def state(subject: Subject) -> str:
-    """A new instance with the model's tensors, read back from a file, says the same in a process that has seen
-    nothing else.
-    """
+    """A new instance with the model's tensors, read back from a file, gives the same samples."""
     subject.needs("sample")
     nfe = max(10, subject.plugin.least)
     asked = subject.asked(nfe=nfe)
@@ -243,6 +247,7 @@ def state(subject: Subject) -> str:
     # What follows from the tensors is computed anew, and rounded; step control may turn on the rounding.
     if gap > (100 * CLOSE if asked.method.adaptive else CLOSE):
         raise Wrong(
-            f"its model, built anew and given its tensors, gives other samples (by {gap:.1g}): keep all in buffers."
+            f"its model, built anew and given its tensors, gives other samples (by {gap:.1g} of the range): "
+            "keep all it needs in buffers."
         )
     return "its tensors are all there is to its model"

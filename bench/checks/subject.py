@@ -28,7 +28,7 @@ EXACT = {"vector": "mixture2d", "image": "mixture-digits"}  # kind -> the data w
 ROWS = {"vector": 64, "image": 16}
 IMAGES = 512  # training budget here: enough to set every tensor, not to learn
 STORED = {"vector": 512, "image": 64}  # training rows shown: searches and estimates are paid by the row
-TOLERANCE = 1e-3  # of adaptive methods, or their own if it is larger, where the budget is not the question
+TOLERANCE = 1e-3  # of adaptive methods, or ten times their own, where the budget is not the question
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def make(
 ) -> Asked:
     """Build and train as a worker does, without its cache; `every`: steps between two points of the curve."""
     if cls.adaptive:
-        fields = {"tolerance": max(TOLERANCE, cls.tolerance)} | fields
+        fields = {"tolerance": max(TOLERANCE, 10 * cls.tolerance)} | fields
     method = cls(schedule=schedule, **fields)
     model = built(method, base, data, nfe, seed=0)
     if not isinstance(model, nn.Module):
@@ -149,11 +149,11 @@ def drawn(
     micro_batch: int | None = None,
     most: float = 4.0,
 ) -> Drawn:
-    """n samples within `nfe` evaluations each, stopped at `most` times that; x: where to start, if not from
-    `start`.
+    """n samples within `nfe` evaluations each, stopped at `most` times that (an adaptive method much later).
+    x: where to start, if not from `start`.
     """
     n = len(x) if x is not None else n or ROWS[asked.data.kind]
-    allowed = None if asked.method.adaptive else int(most * nfe * n)
+    allowed = int((1000 if asked.method.adaptive else most) * nfe * n)
     with torch.no_grad(), counting(asked.model, allowed, micro_batch) as tallies:
         x = start(asked, n, seed) if x is None else x
         torch.manual_seed(seeded(seed, 0, 1).initial_seed())

@@ -1,11 +1,12 @@
-"""Two looks over a method's shoulder while it samples: does it use a network outside its counter, and what does
-it draw when all batches get the same noise.
+"""Two looks over a method's shoulder while it samples: does it use a network outside its counter, and what
+does it draw when all batches get the same noise.
 """
 
 from torch import Tensor, nn, rand, randn
 from torch.overrides import TorchFunctionMode
 
 from bench.diffusion.counting import Counted, counters
+from bench.worker import uncounted
 
 
 class Watch(TorchFunctionMode):
@@ -27,9 +28,8 @@ class Watch(TorchFunctionMode):
             if isinstance(module, Counted):
                 self.hooks.append(module.register_forward_pre_hook(self.enter))
                 self.hooks.append(module.register_forward_hook(self.leave, always_call=True))
-            elif id(module) not in inside and next(counters(module), None) is None:
-                if next(module.parameters(), None) is not None:
-                    self.hooks.append(module.register_forward_pre_hook(self.uncounted(name)))
+            elif id(module) not in inside and uncounted(module) and any(True for _ in module.parameters()):
+                self.hooks.append(module.register_forward_pre_hook(self.uncounted(name)))
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -54,9 +54,10 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if not self.depth and not self.seen and isinstance(out, Tensor):
-            if any(id(t) in self.owned for t in flat((args, tuple((kwargs or {}).values())))):
-                self.seen = "it uses the inside of a counted network, which then counts nothing"
+        if self.depth or self.seen or not isinstance(out, Tensor):
+            return out
+        if any(id(t) in self.owned for t in flat((args, tuple((kwargs or {}).values())))):
+            self.seen = "it uses the inside of a counted network, which then counts nothing"
         return out
 
 
@@ -70,8 +71,8 @@ def flat(nested):
 
 
 class CommonNoise(TorchFunctionMode):
-    """Row i of the c-th draw of noise is the same however many rows are drawn: it is drawn for `most` rows and
-    cut. `other` says what was drawn in a way that has no such rows.
+    """Row i of the c-th draw of noise is the same however many rows are drawn: it is drawn for `most` rows
+    and cut. `other` says what was drawn in a way that has no such rows.
     """
 
     OTHER = [

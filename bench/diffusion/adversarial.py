@@ -1,7 +1,7 @@
 """Training of two players: a generator and the critic that tells its samples from real ones.
 
-The generator follows the non-saturating loss (Goodfellow et al. 2014), the critic pays R1 for its gradient at real
-samples (Mescheder et al. 2018). Seeds, averaging, checkpoints and cost are those of `training.fit`.
+The generator follows the non-saturating loss (Goodfellow et al. 2014), the critic pays R1 for its gradient at
+real samples (Mescheder et al. 2018). Seeds, averaging, checkpoints and cost are those of `training.fit`.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.diffusion import training
+from bench.diffusion.generators import Encoder, Sampler, noise_like
 
 LAZY = 4  # R1 is paid at every fourth step, fourfold (Karras et al. 2020, section 3.1)
 
@@ -38,11 +39,12 @@ def contest(
     ema: float = 0.05,
     decay: float = 0.3,
 ) -> nn.Module:
-    """Fit the generator in place, ending on its weights' moving average; the critic is made here and left behind.
+    """Fit the generator in place, ending on its weights' moving average; the critic is made here and left
+    behind.
 
-    play: (x0, generator) -> a Round whose fakes carry the gradient of the generator's weights. The critic's answer
-    to (samples, *given) is one logit a row. The critic plays first; both see the same fakes. Curves show the
-    critic's loss, log 4 when it can tell nothing. images: real images seen.
+    play: (x0, generator) -> a Round whose fakes carry the gradient of the generator's weights. The critic's
+    answer to (samples, *given) is one logit a row. The critic plays first; both see the same fakes. Curves
+    show the critic's loss, log 4 when it can tell nothing. images: real images seen.
     """
     run = training.CURRENT.get() or training.Session()
     with torch.random.fork_rng(devices=[]):
@@ -82,3 +84,19 @@ def moved(optimiser: torch.optim.Optimizer, side: list[nn.Parameter], loss: Tens
     for p, slope in zip(side, torch.autograd.grad(loss, side), strict=True):
         p.grad = slope
     optimiser.step()
+
+
+def fit_sampler(
+    sampler: Sampler,
+    data,
+    images: int,
+    seen: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+) -> nn.Module:
+    """Fit a sampler to the data, both as `seen` by the critic: (x, generator) -> x, by default whole."""
+    look = seen or (lambda x, generator: x)
+
+    def play(x0: Tensor, generator: torch.Generator) -> Round:
+        z = noise_like(x0.new_empty(len(x0), sampler.latent), generator)
+        return Round(look(x0, generator), look(sampler(z), generator), ())
+
+    return contest(play, sampler, lambda: Encoder(data.shape, 1, critic=True), data, images)

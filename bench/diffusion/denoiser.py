@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion.counting import Counted
+from bench.diffusion.networks import Headed
 from bench.diffusion.schedule import Schedule
 
 KNOWN = (-5.1, 7.0)  # the half log-SNRs our own networks are trained on
@@ -175,6 +176,21 @@ class Denoiser(nn.Module):
         other = copy.copy(self)
         other._modules = dict(self._modules)
         other.labels, other.guidance = labels, scale
+        return other
+
+    def with_head(self, head: Callable[[int], nn.Module]) -> "Denoiser":
+        """This denoiser, frozen, with a second head that reads the features before the last layer, in the
+        same pass: what it gives is `Prediction.extra`. `head(width)` builds it for that many features;
+        ValueError where the network tells no features.
+        """
+        net = self.net.net
+        if not hasattr(net, "features"):
+            raise ValueError(
+                f"a {type(net).__name__} takes no second head: give it `width` and features(x, lam), which "
+                "returns its output and what its last layer is fed."
+            )
+        other = copy.copy(self)
+        other._modules = {"net": Counted(Headed(net, head(net.width)), self.net.role)}
         return other
 
     def prior(

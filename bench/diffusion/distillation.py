@@ -27,11 +27,11 @@ class Students(nn.ModuleDict):
         return next(iter(self.values())).prior(n, generator, device)
 
 
-def student_of(base: Denoiser, data) -> Denoiser:
-    """A copy of the base to train; where the base has no weights, as an exact one has none, a new network of
-    its place.
+def student_of(base: Denoiser, data, warm: bool = True) -> Denoiser:
+    """A copy of the base to train. A new network of its place where it should not be `warm`, or where the
+    base has no weights, as an exact one has none.
     """
-    if next(base.parameters(), None) is not None:
+    if warm and next(base.parameters(), None) is not None:
         return copy.deepcopy(base).requires_grad_(True)
     net = image_net(data.shape) if data.kind == "image" else MLP(data.dim)
     return Denoiser(net, base.schedule, base.shape, "F", base.sigma_data, base.known)

@@ -189,6 +189,18 @@ class ExactNetwork(nn.Module):
         scale = (self.sigma_data.to(r.dtype) ** 2 + r**2).sqrt().reshape(-1, *[1] * len(self.shape))
         return self.mixture.denoise(x_in.to(r.dtype) * scale, r).to(x_in.dtype)
 
+    @property
+    def width(self) -> int:
+        return 2 * self.shape[0] + 1
+
+    def features(self, x_in: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
+        """The answer, and what a second head reads: x0, eps and lambda / 4 as channels (N, width, ...)."""
+        x0 = self(x_in, lam)
+        lam = lam.expand(len(x_in)).reshape(-1, *[1] * len(self.shape))
+        r = (-lam).exp().to(x_in.dtype)
+        eps = (x_in * (self.sigma_data.to(r.dtype) ** 2 + r**2).sqrt() - x0) / r
+        return x0, torch.cat([x0, eps, (lam / 4).to(x0).expand_as(x0[:, :1])], dim=1)
+
 
 def fit_mixture(
     x: Tensor, components: int, rank: int, seed: int, floor: float = 0.05, rounds: int = 4

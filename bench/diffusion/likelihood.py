@@ -105,22 +105,37 @@ def step_bound(
 
 
 def divergence(
-    f: Callable[[Tensor], Tensor], z: Tensor, trace: str, probe: Tensor | None
+    f: Callable[[Tensor], Tensor], z: Tensor, trace: str, probe: Tensor | None = None, mode: str = "reverse"
 ) -> tuple[Tensor, Tensor]:
-    """f(z) and the trace of its Jacobian, row by row. "exact": D tangents; "hutchinson": one, the probe
-    (rademacher or normal).
+    """f(z) and the trace of its Jacobian, row by row: "exact" by D derivatives, "hutchinson" by one, of the
+    probe.
+
+    `mode` "reverse" evaluates f once and carries cotangents back; "forward" carries tangents, an evaluation
+    each.
     """
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
-        if trace == "hutchinson":
-            value, tangent = torch.func.jvp(f, (z,), (probe,))
-            return value, per_row(tangent * probe)
-        total = z.new_zeros(len(z), dtype=torch.float64)
-        for i in range(z[0].numel()):
-            unit = torch.zeros_like(z)
-            unit.flatten(1)[:, i] = 1
-            value, tangent = torch.func.jvp(f, (z,), (unit,))
-            total += tangent.flatten(1)[:, i].double()
-    return value, total
+    if trace not in TRACES:
+        raise ValueError(f"no trace {trace!r}; there are {', '.join(TRACES)}")
+    probes = [probe] if trace == "hutchinson" else units(z)
+    total = z.new_zeros(len(z), dtype=torch.float64)
+    if mode == "forward":
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
+            for p in probes:
+                value, tangent = torch.func.jvp(f, (z,), (p,))
+                total = total + per_row(tangent * p)
+        return value, total
+    with torch.enable_grad():
+        y = z.detach().requires_grad_()
+        value = f(y)
+        for i, p in enumerate(probes):
+            (cotangent,) = torch.autograd.grad(value, y, p, retain_graph=i < len(probes) - 1)
+            total = total + per_row(cotangent * p)
+    return value.detach(), total
+
+
+def units(z: Tensor) -> list[Tensor]:
+    """The D unit vectors, each for every row."""
+    basis = torch.eye(z[0].numel(), dtype=z.dtype, device=z.device)
+    return [unit.view(1, *z.shape[1:]).expand_as(z) for unit in basis]
 
 
 def drift(denoiser: Denoiser, z: Tensor, u: Tensor) -> Tensor:
@@ -141,18 +156,16 @@ def flow_nll(
     """-log p(x) in nats by the probability flow (Song et al. 2021, app. D.2), classical Runge-Kutta over the
     given rising times.
 
-    x is taken to be data at times[0], as the paper does. 4 (len(times) - 1) rows a sample; the derivatives
-    are the counter's jvps.
+    x is taken to be z = x_t / alpha_t at times[0]: what is found is the density of data with that much noise
+    (the paper takes it to be x_t itself, which adds the shrinking by alpha_t to the truncation). 4
+    (len(times) - 1) rows a sample; the derivatives are the counter's vjps.
     """
-    if trace not in TRACES:
-        raise ValueError(f"no trace {trace!r}; there are {', '.join(TRACES)}")
     schedule = denoiser.schedule
     grid = -schedule.lam(times)
-    alpha_0, alpha_t = schedule.alpha(times[0]), schedule.alpha(times[-1])
     probe = None
     if trace == "hutchinson":
         probe = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
-    z, change = x / rowwise(alpha_0, x), x.new_zeros(len(x), dtype=torch.float64)
+    z, change = x, x.new_zeros(len(x), dtype=torch.float64)
 
     def slope(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return divergence(lambda y: drift(denoiser, y, u), z, trace, probe)
@@ -165,7 +178,6 @@ def flow_nll(
         k4, d4 = slope(z + h * k3, u_next)
         z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         change = change + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
-    sigma = schedule.sigma(times[-1])
-    dims = x[0].numel()
-    log_prior = normal_log_prob(rowwise(alpha_t, x) * z, 0.0, sigma**2)
-    return -(log_prior + change + dims * (torch.log(alpha_t) - torch.log(alpha_0)))
+    alpha, sigma = schedule.alpha(times[-1]), schedule.sigma(times[-1])
+    log_prior = normal_log_prob(rowwise(alpha, x) * z, 0.0, sigma**2) + x[0].numel() * torch.log(alpha)
+    return -(log_prior + change)

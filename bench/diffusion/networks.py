@@ -2,6 +2,8 @@
 lam, labels=None).
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,7 @@ class UNet(nn.Module):
             num_class_embeds=classes + 1 if classes else None,
         )
         self.classes = classes
+        self.width = widths[0]
 
     def forward(self, x: Tensor, lam: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (N, C, H, W), lam (N,), labels (N,) with -1 for none -> (N, channels, H, W)."""
@@ -56,12 +59,23 @@ class UNet(nn.Module):
         labels = torch.full((len(x),), -1, device=x.device) if labels is None else labels
         return self.unet(x, step, class_labels=labels % (self.classes + 1), return_dict=False)[0]
 
+    def features(self, x: Tensor, lam: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The output, and what enters the last block (N, width, H, W), of one pass."""
+        seen = []
+        last = self.unet.conv_norm_out
+        hook = last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        try:
+            return self(x, lam, labels), seen[0]
+        finally:
+            hook.remove()
+
 
 class MLP(nn.Module):
     """Residual network for vectors (N, D), with Fourier features of the half log-SNR."""
 
     def __init__(self, dim: int, width: int = 128, blocks: int = 3, out: int | None = None):
         super().__init__()
+        self.width = width
         self.register_buffer("frequencies", torch.exp(torch.linspace(-2.0, 2.0, 16)))
         self.enter = nn.Linear(dim + 32, width)
         self.blocks = nn.ModuleList(
@@ -71,8 +85,40 @@ class MLP(nn.Module):
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, out or dim))
 
     def forward(self, x: Tensor, lam: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.features(x, lam)[0]
+
+    def features(self, x: Tensor, lam: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The output, and what enters the last block (N, width), of one pass."""
         angle = lam[:, None] * self.frequencies
         h = self.enter(torch.cat([x, angle.sin(), angle.cos()], dim=1))
         for block in self.blocks:
             h = h + block(h)
-        return self.leave(h)
+        return self.leave(h), h
+
+
+class Headed(nn.Module):
+    """A frozen copy of a network with a second head on the features before its last layer, whose output
+    follows the network's own as more channels. One pass.
+    """
+
+    def __init__(self, net: nn.Module, head: nn.Module):
+        super().__init__()
+        self.net, self.head = copy.deepcopy(net).requires_grad_(False), head
+
+    def forward(self, x: Tensor, lam: Tensor, labels: Tensor | None = None) -> Tensor:
+        more = () if labels is None else (labels,)
+        out, features = self.net.features(x, lam, *more)
+        return torch.cat([out, self.head(features)], dim=1)
+
+
+def second_head(width: int, shape: tuple[int, ...], hidden: int = 64) -> nn.Module:
+    """From features (N, width, ...) to a value for each coordinate of data of `shape`, 0 before training."""
+    if len(shape) == 3:
+        enter, leave = nn.Conv2d(width, hidden, 3, padding=1), nn.Conv2d(hidden, shape[0], 3, padding=1)
+        inner = [nn.GroupNorm(8, hidden), nn.SiLU(), nn.Conv2d(hidden, hidden, 3, padding=1)]
+    else:
+        enter, leave = nn.Linear(width, hidden), nn.Linear(hidden, shape[0])
+        inner = [nn.SiLU(), nn.Linear(hidden, hidden)]
+    nn.init.zeros_(leave.weight)
+    nn.init.zeros_(leave.bias)
+    return nn.Sequential(enter, *inner, nn.SiLU(), leave)

@@ -75,6 +75,12 @@ class Schedule(ABC):
         narrow.t_min = self.t_min if end <= highest else float(self.time(highest))
         return narrow
 
+    def stopped(self, share: float) -> "Schedule":
+        """This schedule stopped at a share of its time, where data are not yet all noise."""
+        short = copy.copy(self)
+        short.t_max = share * self.t_max
+        return short
+
     def steps(self, n: int, spacing: str | Sequence[float] | Tensor = "lambda", end: str = "t_min") -> Tensor:
         """n + 1 strictly decreasing times from t_max, float64.
 

@@ -2,7 +2,8 @@
 times, s > t, the steps of exponential integrators in log-SNR, and linear multistep formulas.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import factorial
 from typing import NamedTuple
 
@@ -47,6 +48,38 @@ def ddim(schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor, variance: Tenso
     """
     direction = torch.sqrt((schedule.sigma(t) ** 2 - variance).clamp(min=0))
     return schedule.alpha(t) * x0 + direction * eps
+
+
+def ancestral(
+    x: Tensor,
+    times: Tensor,
+    reverse: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    last_deviation: float | None = None,
+) -> Tensor:
+    """x at times[-1] = 0 by draws from p(x_t | x_s) = N(reverse(x, s, t)), mean and variance; at 0 the mean.
+    `last_deviation`: the most that the noise drawn last may have.
+    """
+    for s, t in pairwise(times):
+        mean, variance = reverse(x, s, t)
+        if t == 0:
+            return mean
+        if last_deviation is not None and t == times[-2]:
+            variance = variance.clamp(max=last_deviation**2)
+        x = mean + variance.sqrt() * torch.randn_like(x)
+    return x
+
+
+def generalised(denoiser: Denoiser, eta: float) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """DDIM's reverse for `ancestral` (Song et al. 2021, eq. 12 and 16): eta = 0 is deterministic, eta = 1
+    DDPM with the posterior variance.
+    """
+
+    def reverse(x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        out = denoiser(x, s)
+        variance = eta**2 * posterior(denoiser.schedule, s, t).variance
+        return ddim(denoiser.schedule, out.x0, out.eps, t, variance), variance
+
+    return reverse
 
 
 def clipped(x0: Tensor, bound: float | None) -> Tensor:

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bench.diffusion.denoiser import FORMS, KNOWN, Denoiser, rowwise
+
 Report = Callable[[str, int, int, float], None]  # label, images seen, images in all, loss
 
 
@@ -113,10 +115,11 @@ def repeated(
     batch: int,
     ema: float,
 ) -> nn.Module:
-    """The loop round one update of the weights: batches, seeds, averaging, checkpoints and the cost, as in `fit`.
+    """The loop round one update of the weights: batches, seeds, averaging, checkpoints and the cost, as in
+    `fit`.
 
-    update: (x0, generator, step, steps in all) -> the loss. Within it the optimiser steps once for each of the
-    weights.
+    update: (x0, generator, step, steps in all) -> the loss. Within it the optimiser steps once for each of
+    the weights.
     """
     run = CURRENT.get() or Session()
     run.loops += 1
@@ -168,6 +171,20 @@ def repeated(
     run.seconds += seconds
     run.curve += curve
     return model
+
+
+def denoising_loss(model: Denoiser, x0: Tensor, generator: torch.Generator) -> Tensor:
+    """EDM's loss (Karras et al. 2022, table 1): ln sigma is normal, F is fitted with unit weight. One number
+    a row.
+    """
+    mean, spread = 1.2, 1.4
+    lam = mean + spread * torch.randn(len(x0), generator=generator, device=generator.device).double()
+    r = torch.exp(-lam.clamp(*KNOWN)).to(x0.device)
+    noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
+    ones = torch.ones_like(r)
+    a, b = FORMS[model.form](ones, r, model.sigma_data)
+    out = model.at(x0 + rowwise(r, x0) * noise, ones, r).out
+    return ((out - rowwise(a, x0) * x0 - rowwise(b, x0) * noise) ** 2).flatten(1).mean(1)
 
 
 def ramp(share: float, warmup: float, decay: float) -> float:

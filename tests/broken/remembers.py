@@ -8,7 +8,7 @@ from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.steps import ddim
 from bench.method import Method
 
-GRIDS = []
+BUDGETS = [0]
 
 
 class Remembers(Method):
@@ -19,8 +19,9 @@ class Remembers(Method):
     schedules = ("edm",)
 
     def sample(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
-        GRIDS.append(nfe)
-        for s, t in pairwise(denoiser.schedule.steps(min(GRIDS))):
+        spacing = "karras" if BUDGETS[-1] > nfe else "lambda"
+        BUDGETS.append(nfe)
+        for s, t in pairwise(denoiser.schedule.steps(nfe, spacing)):
             out = denoiser(x, s)
             x = ddim(denoiser.schedule, out.x0, out.eps, t)
         return x

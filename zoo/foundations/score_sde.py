@@ -25,6 +25,7 @@ class ScoreSDE(Method):
     paper = "arXiv:2011.13456"
     schedules = ("vp", "subvp", "ve")
     least = 2
+    batchwise = True  # Langevin steps from batch means
 
     corrector: str = "ve"  # where Langevin steps are taken: "ve", "all" or "none"
     snr: float = 0.16

@@ -23,6 +23,7 @@ class ProbabilityFlow(Method):
     entry = "score_sde"
     least = 8
     adaptive = True
+    batchwise = True  # the step control sees the whole chunk
     likelihood = "ode"
 
     tolerance: float = 1e-5  # relative and absolute; found for the budget

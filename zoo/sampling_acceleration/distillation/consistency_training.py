@@ -1,14 +1,17 @@
 """Consistency training: a consistency model learned from data, without a teacher's steps.
 
-With the same data and noise at two neighbouring times of EDM's grid t_1 = t_min < ... < t_N = t_max (Algorithm
-3, eq. 10),
+With the same data and noise at two neighbouring times of EDM's grid t_1 = t_min < ... < t_N = t_max
+(Algorithm 3, eq. 10),
 
-    E over n of lambda(t_n) d(f(x0 + t_{n+1} eps, t_{n+1}), f'(x0 + t_n eps, t_n)),
+    E over n of w(n) d(f(x0 + t_{n+1} eps, t_{n+1}), f'(x0 + t_n eps, t_n)),
 
-f' being a running average of f of decay mu, without gradient. N grows in the course of training (appendix C):
-N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 and mu(k) = exp(s0 log mu0 / N(k)). `improved` is the
-recipe of arXiv:2310.14189: mu = 0, N doubling from s0 to s1, ln sigma normal, lambda = 1 / (t_{n+1} - t_n)
-and the pseudo-Huber distance. LPIPS, the first paper's best d, is not used here.
+f' being a running average of f of decay mu, without gradient. In the course of training (appendix C)
+
+    N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1,    mu(k) = exp(s0 log mu0 / N(k)).
+
+`improved` is the recipe of arXiv:2310.14189: mu = 0, N - 1 doubling from s0 to s1, ln sigma normal, w = 1 /
+(t_{n+1} - t_n) and the pseudo-Huber distance. LPIPS, the first paper's best d, is a network trained on
+photographs and is not used here: without `improved`, d is its squared distance.
 """
 
 import copy
@@ -46,7 +49,7 @@ class ConsistencyTraining(Method):
     spacing: str = "karras"  # of the times of multistep sampling
 
     def build(self, base: Denoiser, data, nfe: int) -> nn.Module:
-        return Students({"student": student_of(base, data)})
+        return Students({"student": student_of(base, data, self.warm)})
 
     def train(self, model: Students, base: Denoiser, data, images: int, nfe: int) -> None:
         student = model["student"]

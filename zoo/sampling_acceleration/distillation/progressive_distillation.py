@@ -59,19 +59,13 @@ class ProgressiveDistillation(Method):
         schedule = student.schedule
 
         def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
-            i = torch.randint(1, count + 1, (len(x0),), generator=generator, device=generator.device)
+            i = torch.randint(1, count + 1, (len(x0),), generator=generator, device=generator.device).cpu()
             t, middle, end = ((i.double() - back) * schedule.t_max / count for back in (0, 0.5, 1))
             x = student.noised(x0, t, normal(x0, generator))
             with torch.no_grad():
-                first = teacher(x, t)
-                between = student.noised(first.x0, middle, first.eps)
-                second = teacher(between, middle)
-                arrived = student.noised(second.x0, end, second.eps)
-                ratio = schedule.sigma(end) / schedule.sigma(t)
-                scale = schedule.alpha(end) - ratio * schedule.alpha(t)
-                target = (arrived - rowwise(ratio, x) * x) * rowwise(1 / scale, x)
+                aim = target(teacher, x, t, middle, end)
             weight = WEIGHTS[self.weight](torch.exp(2 * schedule.lam(t))).to(x)
-            return weight * ((student(x, t).x0 - target) ** 2).flatten(1).mean(1)
+            return weight * ((student(x, t).x0 - aim) ** 2).flatten(1).mean(1)
 
         training.fit(loss, student, data, images, lr=1e-3, decay=1.0)
         spent(2 * images)
@@ -85,3 +79,13 @@ class ProgressiveDistillation(Method):
             out = student(x, s)
             x = ddim(schedule, out.x0, out.eps, t)
         return x
+
+
+def target(teacher: Denoiser, x: Tensor, t: Tensor, middle: Tensor, end: Tensor) -> Tensor:
+    """The x0 by which one DDIM step from t to `end` arrives where two of the teacher's do; one time a row."""
+    first = teacher(x, t)
+    second = teacher(teacher.noised(first.x0, middle, first.eps), middle)
+    arrived = teacher.noised(second.x0, end, second.eps)
+    alpha, sigma = teacher.schedule.alpha, teacher.schedule.sigma
+    ratio = sigma(end) / sigma(t)
+    return (arrived - rowwise(ratio, x) * x) * rowwise(1 / (alpha(end) - ratio * alpha(t)), x)

@@ -1,4 +1,4 @@
-"""Rectified flow: a velocity along straight lines, retrained on its own couplings until its paths are straight.
+"""Rectified flow: a velocity along straight lines, retrained on its own couplings to straighten its paths.
 
 A pair (x0, x1) of data and noise is joined by x_t = (1 - t) x0 + t x1, and (eq. 1)
 
@@ -40,7 +40,8 @@ class Reflow(Method):
         self.rectify(model, data, first, None)
         for _ in range(self.rectifications - 1):
             part = (images - first) // (self.rectifications - 1)
-            made = pairs(model, lambda x: self.sample(model, x, self.pair_steps), part // self.images_per_pair)
+            count = max(1, part // self.images_per_pair)
+            made = pairs(model, lambda x: self.sample(model, x, self.pair_steps), count)
             self.rectify(model, data, part, made)
 
     def rectify(self, model: Denoiser, data, images: int, made: tuple[Tensor, Tensor] | None) -> None:

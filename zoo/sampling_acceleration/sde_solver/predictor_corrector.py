@@ -26,6 +26,7 @@ class PredictorCorrector(Method):
     entry = "score_sde"
     schedules = ("ve", "vp", "subvp")
     least = 2
+    batchwise = True  # Langevin steps from batch means
 
     snr: float = 0.16
     corrections: int = 1  # Langevin steps at each time

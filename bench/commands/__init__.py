@@ -1,0 +1,1 @@
+"""Groups of commands; light to import, each command imports what it needs."""

@@ -1,0 +1,126 @@
+"""The variance of x0 given x, from which the best variance of a reverse step follows (Bao et al. 2022,
+arXiv:2201.06503 and arXiv:2206.07309).
+
+In z = x / alpha = x0 + r eps with r = sigma / alpha, Var[x0 | x] = r^2 Var[eps | x]. If the data were one
+normal of variance sigma_data^2 it would be r^2 sigma_data^2 / (r^2 + sigma_data^2). Tables and heads give it
+in this unit: there it is of one size at every noise level.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bench.diffusion.counting import counting
+from bench.diffusion.denoiser import Denoiser, Prediction, rowwise
+from bench.diffusion.distillation import spent
+from bench.diffusion.likelihood import step_bound
+from bench.diffusion.steps import posterior
+
+ROWS = 256  # images evaluated at once, each under a noise and its negative
+Reverse = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def unit(r: Tensor, sigma_data: float) -> Tensor:
+    """Var[x0 | x] at noise r = sigma / alpha, if the data were normal."""
+    return r**2 * sigma_data**2 / (r**2 + sigma_data**2)
+
+
+def largest(denoiser: Denoiser) -> float:
+    """The most that a coordinate of x0 can vary: 1 where the data are levels between -1 and 1 (Theorem 2)."""
+    return 1.0 if denoiser.levels else math.inf
+
+
+class MeanVariance(nn.Module):
+    """A denoiser, and the mean of Var[x0 | x] over x and coordinates, in its unit, on a grid of half log-SNRs
+    that spans all it knows: it serves every budget and every schedule. Zero before it is estimated.
+    """
+
+    def __init__(self, base: Denoiser, knots: int):
+        super().__init__()
+        self.base = base
+        self.register_buffer("lam", torch.linspace(*base.known, knots + 1, dtype=torch.float64))
+        self.register_buffer("table", torch.zeros(knots + 1, dtype=torch.float64))
+
+    def prior(self, n: int, generator: torch.Generator | None = None, device="cpu") -> Tensor:
+        return self.base.prior(n, generator, device)
+
+    @torch.no_grad()
+    def estimate(self, x0: Tensor, generator: torch.Generator) -> None:
+        """Fill the table from data x0 (n, *shape): r^2 (1 - E|eps(x)|^2 / d) at each knot.
+
+        The 1 is taken as the drawn noise's own mean square, and every noise is used with its negative; both
+        leave the expectation as it is, and where r is large, noise would otherwise drown the difference.
+        Since a noisier x leaves no less of the variance, a knot whose value is lower than that of one with
+        less noise, as an imperfect network's may be, takes the latter's.
+        """
+        total = torch.zeros_like(self.table)
+        with counting(self.base) as tallies:
+            for rows in x0.split(ROWS):
+                noise = torch.randn(rows.shape, generator=generator).to(self.lam.device)
+                clean, eps = rows.to(noise).repeat(2, *[1] * (rows.ndim - 1)), torch.cat([noise, -noise])
+                for i, r in enumerate(torch.exp(-self.lam)):
+                    z = clean + rowwise(r, clean) * eps
+                    error = (clean - self.base.at(z, torch.ones_like(r), r).x0).double()
+                    # eps(x) = eps + error / r
+                    total[i] -= (2 * r * eps * error + error**2).sum()
+        spent(tallies["nfe"].rows)
+        variance = (total / (2 * x0.numel())).flip(0).cummax(0).values.flip(0)  # lambda rises, noise falls
+        self.table.copy_(variance / unit(torch.exp(-self.lam), self.base.sigma_data))
+
+    def at(self, lam: Tensor) -> Tensor:
+        """The mean variance at half log-SNRs, linear between knots in its unit, within the bounds of Theorem
+        2: those of Var[eps | x], 0 and 1, and that of the data.
+        """
+        lam = lam.to(self.lam)
+        last = len(self.lam) - 1
+        place = (lam - self.lam[0]) / (self.lam[-1] - self.lam[0]) * last
+        left = place.long().clamp(0, last - 1)
+        share, r = self.table[left].lerp(self.table[left + 1], place - left), torch.exp(-lam)
+        most = (r**2).clamp(max=largest(self.base))
+        return (share * unit(r, self.base.sigma_data)).clamp(min=0).minimum(most)
+
+
+def by_head(denoiser: Denoiser, out: Prediction) -> Tensor:
+    """Var[x0 | x] of each coordinate, in x's shape: 1 more than the second head says, in its unit."""
+    scale = unit(out.sigma / out.alpha, denoiser.sigma_data)
+    return (rowwise(scale, out.x) * (1 + out.extra)).clamp(0, largest(denoiser))
+
+
+def noised(denoiser: Denoiser, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Prediction, Tensor]:
+    """What a second head learns from: noise eps, the prediction at x0 (n, *shape) noised by it, at half
+    log-SNRs even over the schedule, and the unit of Var[eps | x] there, shaped for eps. 2n rows: the second
+    half has the noise of the first with its sign changed.
+    """
+    first, last = (denoiser.schedule.lam(t) for t in (denoiser.schedule.t_max, denoiser.schedule.t_min))
+    place = torch.rand(len(x0), generator=generator, device=generator.device).double()
+    r = torch.exp(-(first + place * (last - first))).to(x0.device).repeat(2)
+    eps = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
+    x0, eps = torch.cat([x0, x0]), torch.cat([eps, -eps])
+    out = denoiser.at(x0 + rowwise(r, x0) * eps, torch.ones_like(r), r)
+    return eps, out, rowwise(unit(r, denoiser.sigma_data) / r**2, x0)
+
+
+def pixel(denoiser: Denoiser, pixels: float) -> float | None:
+    """The deviation of noise that changes a level by `pixels` levels in the mean; None without levels or
+    where pixels is 0.
+    """
+    return pixels * 2 / (denoiser.levels - 1) * math.sqrt(math.pi / 2) if denoiser.levels and pixels else None
+
+
+def chain_bound(denoiser: Denoiser, x: Tensor, times: Tensor, reverse: Reverse) -> dict[str, Tensor]:
+    """`step_bound` with the last step's variance as these papers have it for levels, that of the posterior of
+    the step before; for a density the reverse step's own, no less than that.
+    """
+
+    def with_last(x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = reverse(x, s, t)
+        if t > 0:
+            return mean, variance
+        if len(times) == 2:
+            return mean, variance.clamp(min=float(denoiser.schedule.sigma(denoiser.schedule.t_min)) ** 2)
+        own = posterior(denoiser.schedule, times[-3], times[-2]).variance
+        return mean, own if denoiser.levels else variance.clamp(min=float(own))
+
+    return step_bound(denoiser, x, times, with_last)

@@ -1,0 +1,297 @@
+"""The report: what its file holds, that nothing measured can act in it, and that a browser can use it."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import chromium
+import pytest
+from click.testing import CliRunner
+from measured_rows import HOSTILE, PROTOCOL, measured, row
+
+from bench import registry, store
+from bench import report as reports
+from bench.cli import main
+from bench.reporting.cards import account, paper
+from bench.reporting.numbers import command_of, embedded, metrics_of
+
+
+class Page(HTMLParser):
+    """The elements of a page, with what a test asks about."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.texts: dict[str, str] = {}
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "input", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes what is not open"
+
+    def handle_data(self, text):
+        if self.open:
+            self.texts[self.open[-1]] = self.texts.get(self.open[-1], "") + text
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def told(text: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return measured(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    return reports.report(folder)
+
+
+def test_the_command_writes_one_small_file_beside_the_rows(folder, tmp_path):
+    result = CliRunner().invoke(main, ["report", "--results", str(folder)])
+    assert result.exit_code == 0, result.output
+    assert (folder / "report.html").stat().st_size < 1e6
+    given = CliRunner().invoke(
+        main, ["report", "--results", str(folder), "--out", str(tmp_path / "a" / "b.html")]
+    )
+    assert given.exit_code == 0 and (tmp_path / "a" / "b.html").exists()
+
+
+def test_a_folder_without_rows_is_one_sentence(tmp_path):
+    result = CliRunner().invoke(main, ["report", "--results", str(tmp_path)])
+    assert result.exit_code == 1 and "holds no rows" in result.output
+
+
+def test_every_measured_number_is_in_the_page_with_its_command(folder, text):
+    data = told(text)
+    rows = [row for row in store.read(folder) if row["error"] is None]
+    assert len(data["numbers"]) == len(rows)
+    values = {number[data["fields"].index("value")] for number in data["numbers"]}
+    assert values == {float(f"{row['value']:.6g}") for row in rows}
+    assert (
+        "bench run unipc --data mixture-digits --nfe 20 --seeds 0 --samples 500 --extractor pixels"
+        in data["commands"]
+    )
+
+
+def test_pictures_that_are_too_many_are_shown_fewer_at_one_budget(folder, text, monkeypatch):
+    assert len(Page(text).all("img")) == 9
+    monkeypatch.setattr(reports, "PICTURES", len(told(text)["lines"]) * 400)
+    fewer = Page(reports.report(folder)).all("img")
+    assert len(fewer) == 3 and all("NFE 10" in image["alt"] for image in fewer)
+    monkeypatch.setattr(reports, "PICTURES", 0)
+    assert "too many for this page" in reports.report(folder)
+
+
+def test_the_best_of_a_budget_is_marked_and_a_tie_is_marked_as_one(tmp_path):
+    measured(tmp_path)
+    store.append(tmp_path, [row("euler", "fid[pixels]", 5, 3.6), row("dpmpp_2m", "fid[pixels]", 5, 9.0)])
+    data = told(reports.report(tmp_path))
+    field = {name: i for i, name in enumerate(data["fields"])}
+    fid = [n for n in data["numbers"] if data["columns"][n[field["column"]]]["name"] == "fid[pixels]"]
+    marks = {(data["lines"][n[field["line"]]]["method"], n[field["budget"]]): n[field["mark"]] for n in fid}
+    assert marks["ddpm", 5] == marks["euler", 5] == "tied" and marks["ddpm", 10] == "best"
+    assert marks["unipc", 5] == marks["dpmpp_2m", 5] == ""
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing_outside_itself(text):
+    page = Page(text)
+    assert page.open == []
+    assert all(
+        image["src"].startswith("data:image/png;base64,") and image["alt"] for image in page.all("img")
+    )
+    assert not page.all("link") and not any("src" in script for script in page.all("script"))
+    assert "url(" not in page.texts["style"] and "@import" not in page.texts["style"]
+    policy = next(meta["content"] for meta in page.all("meta") if "content" in meta and "http-equiv" in meta)
+    assert "default-src 'none'" in policy and "script-src 'sha256-" in policy
+
+
+def test_ids_are_unique_and_links_within_the_page_lead_somewhere(text):
+    page = Page(text)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for a in page.all("a") if a["href"].startswith("#")} <= set(ids)
+
+
+def test_controls_have_labels_and_the_page_a_language_a_title_and_a_skip_link(text):
+    page = Page(text)
+    assert page.all("html")[0]["lang"] == "en" and page.texts["title"].startswith("taxobench")
+    assert page.all("a")[0] == {"class": "skip", "href": "#main"}
+    assert len(re.findall(r"<label[^>]*>[^<]*<(?:select|input)", text)) == len(
+        page.all("select") + page.all("input")
+    )
+    headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
+    assert headings[0] == 1 and set(headings[1:]) == {2}
+
+
+def test_what_was_measured_cannot_add_elements_to_the_page(tmp_path):
+    text = reports.report(measured(tmp_path, hostile=True))
+    assert "<script>document" not in text and "<img src=x" not in text
+    page = Page(text)
+    assert [script.get("type") for script in page.all("script")] == ["application/json", None]
+    assert not any("onerror" in attributes for _, attributes in page.elements)
+    assert any(line["label"] == HOSTILE for line in told(text)["lines"])
+    assert "owned" in page.texts["td"] and "owned" in page.texts["summary"]
+
+
+def test_embedded_json_comes_back_as_it_was():
+    record = {"a": "</script><!-- & \u2028 é", "b": [None, 1.5]}
+    assert json.loads(embedded(record)) == record
+    assert not set("<>&\u2028") & set(embedded(record))
+
+
+def test_only_papers_of_known_form_become_links():
+    assert paper("arXiv:2010.02502").startswith('<a href="https://arxiv.org/abs/2010.02502"')
+    assert paper("javascript:alert(1)") == "javascript:alert(1)"
+    assert "<b>" not in paper("arXiv:1<b>")
+
+
+@pytest.mark.parametrize("name", sorted(registry.plugins()))
+def test_every_method_says_its_idea_in_at_most_two_whole_sentences(name):
+    idea = account(registry.plugins()[name]).idea
+    assert idea.endswith((".", "!")) and 20 < len(idea) < 700
+
+
+def test_a_card_has_the_formula_the_parameters_and_the_orders(text):
+    card = re.search(r'<details class="card" id="method-ddim">.*?</details>', text, re.S)[0]
+    for part in (
+        "x_t = alpha_t x0",
+        "eta: float = 0.0",
+        "Order claimed</dt><dd>1",
+        "1.00 ±",
+        "2010.02502",
+        "ODE Solvers",
+    ):
+        assert part in card
+
+
+def test_protocol_environment_and_failures_are_shown(text):
+    assert f'id="protocol-{PROTOCOL}"' in text and "<td>extractor</td><td>pixels</td>" in text
+    assert "<td>x86_64</td><td>1</td><td>abc</td>" in text
+    assert "OverBudget: it took too many" in text
+
+
+def test_a_command_asks_again_for_exactly_what_a_run_answered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "run",
+        "ddim:eta=0.5",
+        "ddpm",
+        "--data",
+        "mixture2d",
+        "--nfe",
+        "4",
+        "--samples",
+        "60",
+        "--seeds",
+        "1",
+        "--quiet",
+    ]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    rows = [row for row in store.read(tmp_path / "runs") if row["method"] != "real data"]
+    commands = {command_of([row], registry.plugins(), metrics_of(rows)) for row in rows}
+    assert len(commands) == 3  # samples of two methods and one likelihood
+    for command in commands:
+        result = CliRunner().invoke(main, [*command.split()[1:], "--quiet"])
+        assert result.exit_code == 0, result.output
+    answers = [json.loads(line) for line in (tmp_path / "runs" / "rows.jsonl").read_text().splitlines()]
+    for asked in rows:  # each stands there once: nothing was measured anew
+        assert [(a["key"], a["metric"]) for a in answers].count((asked["key"], asked["metric"])) == 1
+
+
+needs_browser = pytest.mark.skipif(chromium.found() is None, reason="there is no chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    one = chromium.Browser(tmp_path_factory.mktemp("profile"))
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def opened(browser, folder):
+    """A function that opens the report at a view, and gives the browser."""
+
+    def at(view: str = "", where=None):
+        file = reports.write(where or folder, (where or folder) / "report.html")
+        browser.logged.clear()
+        browser.asked.clear()
+        browser.open(file.as_uri() + view)
+        return browser
+
+    return at
+
+
+METHODS = "[...document.querySelectorAll('#table tbody tr')].map(tr => tr.cells[0].textContent)"
+
+
+@needs_browser
+def test_the_report_opens_from_disk_without_a_complaint_or_a_request(opened):
+    page = opened()
+    assert page.run("document.querySelectorAll('#chart path').length") >= 4
+    assert page.logged == []
+    assert [url for url in page.asked if not url.startswith(("file:", "data:", "about:"))] == []
+
+
+@needs_browser
+def test_a_heading_sorts_by_mouse_and_turns_round_by_keyboard(opened):
+    page = opened("#metric=fid%5Bpixels%5D&nfe=5")
+    assert page.run(METHODS) == ["DDPM", "DDIM", "UniPC"]
+    page.run("document.querySelector('#table th:nth-child(1) button').click()")
+    assert page.run(METHODS) == ["DDIM", "DDPM", "UniPC"]
+    page.press("Enter")  # the focus has stayed on the heading
+    assert page.run(METHODS) == ["UniPC", "DDPM", "DDIM"]
+    assert page.run("document.querySelector('#table th').getAttribute('aria-sort')") == "descending"
+
+
+@needs_browser
+def test_filters_narrow_the_table_and_clearing_them_brings_all_back(opened):
+    page = opened()
+    page.run("filters.method.value = 'uni'; filters.dispatchEvent(new Event('input'))")
+    assert set(page.run(METHODS)) == {"UniPC"}
+    assert page.run("location.hash").count("method=uni") == 1
+    page.run("filters.querySelector('[type=reset]').click(); new Promise(done => setTimeout(done, 50))")
+    while not page.run("document.querySelector('#count').textContent").startswith("21 of 21"):
+        pass
+
+
+@needs_browser
+def test_the_command_behind_a_number_unfolds(opened):
+    page = opened("#metric=fid%5Bpixels%5D&nfe=5&method=unipc")
+    page.run("document.querySelector('#table td button').click()")
+    assert "bench run unipc --data mixture-digits --nfe 5" in page.run(
+        "document.querySelector('.behind').textContent"
+    )
+
+
+@needs_browser
+def test_curves_are_toggled_and_read_off_by_keyboard(opened):
+    page = opened("#data=mixture-digits&metric=distance")
+    drawn = "document.querySelectorAll('#chart g').length"
+    assert page.run(drawn) == 3
+    page.run("document.querySelector('#legend input').click()")
+    assert page.run(drawn) == 2
+    page.run("document.querySelector('#chart').focus()")
+    page.press("ArrowRight")
+    first = page.run("document.querySelector('#readout').textContent")
+    page.press("ArrowDown")
+    assert "NFE 5" in first and page.run("document.querySelector('#readout').textContent") != first
+
+
+@needs_browser
+def test_hostile_names_stay_text_in_the_browser(opened, tmp_path):
+    page = opened("#nfe=5", measured(tmp_path, hostile=True))
+    page.run("document.querySelectorAll('#table td button').forEach(b => b.click())")
+    assert page.run("document.title").startswith("taxobench") and page.logged == []
+    assert page.run("document.querySelectorAll('[onerror]').length") == 0
+    assert any("owned" in name for name in page.run(METHODS))

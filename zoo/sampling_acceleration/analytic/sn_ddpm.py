@@ -1,0 +1,65 @@
+"""SN-DDPM: ancestral sampling with a variance for each pixel and state, from a prediction of squared noise.
+
+A second head on the frozen network learns E[eps^2 | x_s], whose difference to the square of E[eps | x_s] is
+the noise's posterior variance: a step from s to t has the variance
+
+    v + c^2 (sigma_s^2/alpha_s^2) (E[eps^2 | x_s] - eps(x_s)^2),
+
+v that of DDPM's posterior and c = alpha_t (1 - e^{2 (lambda_s - lambda_t)}) the factor of x0 in its mean.
+The head's output is read as E[eps^2 | x_s] less eps(x_s)^2, in units of what a normal's posterior would have,
+so that the regression is of one size at every noise level; what minimises it is the same.
+"""
+
+import math
+
+from torch import Tensor
+
+from bench.diffusion.covariance import by_head, chain_bound, noised, pixel
+from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.networks import second_head
+from bench.diffusion.steps import ancestral, clipped, posterior
+from bench.diffusion.training import fit
+from bench.method import Method
+
+
+class SNDDPM(Method):
+    """SN-DDPM"""
+
+    paper = "arXiv:2206.07309"
+    entry = "ext_analytic"
+    schedules = ("ddpm", "vp", "vp_cosine", "subvp", "ve", "edm", "flow")
+    likelihood = "elbo"
+    dequantise = "none"
+    share = 0.25
+
+    spacing: str = "time"
+    clip: float = 0.0  # bound on x0 in each step; the paper's code clips images to 1, 0 is none
+    pixels: float = 2.0  # the noise drawn last changes no pixel by more levels in the mean; 0 does not clip
+    hidden: int = 64  # width of the head
+    lr: float = 2e-3
+
+    def build(self, base: Denoiser, data, nfe: int) -> Denoiser:
+        return base.with_head(lambda width: second_head(width, base.shape, self.hidden))
+
+    def train(self, model: Denoiser, base: Denoiser, data, images: int, nfe: int) -> None:
+        def loss(x0: Tensor, generator) -> Tensor:
+            eps, out, scale = noised(model, x0, generator)
+            # both signs of a noise in one loss: their errors, large where noise is, cancel
+            return ((eps**2 - out.eps**2) / scale - 1 - out.extra).square().flatten(1).mean(1)
+
+        # an image is seen twice; rare large errors are to count in full
+        fit(loss, model, data, images // 2, batch=64, lr=self.lr, clip=math.inf)
+
+    def sample(self, model: Denoiser, x: Tensor, nfe: int) -> Tensor:
+        times = model.schedule.steps(nfe, self.spacing, end="zero")
+        return ancestral(x, times, lambda *at: self.reverse(model, *at), pixel(model, self.pixels))
+
+    def nll(self, model: Denoiser, x: Tensor, nfe: int) -> dict[str, Tensor]:
+        times = model.schedule.steps(nfe, self.spacing, end="zero")
+        return chain_bound(model, x, times, lambda *at: self.reverse(model, *at))
+
+    def reverse(self, model: Denoiser, x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of p(x_t | x_s)."""
+        q, out = posterior(model.schedule, s, t), model(x, s)
+        x0 = clipped(out.x0, self.clip or None)
+        return q.on_x * x + q.on_x0 * x0, q.variance + q.on_x0**2 * by_head(model, out)
