@@ -54,10 +54,10 @@ def measured(plan: Plan, cell: Cell, chunks: list[Chunk], readied: Readied) -> l
 
 
 def sample_columns(plan: Plan, cell: Cell, tensors: list[dict]) -> dict[str, Measured]:
-    names = [name for name in plan.metrics["sample"] if name != "distance"]
+    names = [name for name in plan.metrics.get("sample", ()) if name != "distance"]
     stored = [found["samples"] for found in tensors]
     columns = measure(names, stored, plan.data, plan.extractor, BLOCKS, plan.site.device)
-    if "distance" in plan.metrics["sample"] and "distance/end" in tensors[0]:
+    if "distance" in plan.metrics.get("sample", ()) and "distance/end" in tensors[0]:
         both = [torch.cat([found[f"distance/{end}"] for found in tensors]) for end in ("end", "denoised")]
         nearest = min(both, key=lambda gap: float(gap.mean()))  # the end that this method arrives at
         columns["distance"] = of_mean(nearest, BLOCKS)
@@ -89,7 +89,7 @@ def keep_images(plan: Plan, cell: Cell, stored: list[torch.Tensor]) -> None:
 
 def floor(plan: Plan) -> None:
     """What real data scores by the same measure: the held-out images against the training images."""
-    names = [name for name in plan.metrics["sample"] if name not in ("distance", "memorisation")]
+    names = [name for name in plan.metrics.get("sample", ()) if name not in ("distance", "memorisation")]
     cell = floor_cell(plan)
     if not names or (cell.key, named(names[0], plan)) in store.answered(plan.site.results):
         return

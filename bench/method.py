@@ -29,9 +29,8 @@ class Method:
         "edm",
         "flow",
     )  # the first is its default
-    order: typing.ClassVar[int | None] = (
-        None  # global order of convergence with the paper's own start and end
-    )
+    # global order of convergence with the paper's own start and end; a dict by schedule where they differ
+    order: typing.ClassVar[int | dict | None] = None
     least: typing.ClassVar[int] = 1  # evaluations below which it is undefined; smaller budgets print "<least"
     per_nfe: typing.ClassVar[bool] = False  # True: its model is trained for one NFE
     share: typing.ClassVar[float] = (

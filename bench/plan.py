@@ -61,9 +61,9 @@ class Plan:
     cells: list[Cell]
     metrics: dict[str, tuple[str, ...]]  # ask -> metric names
     extractor: features.Extractor | None
+    skipped: list[str]
+    baselines: frozenset[str]
     todo: list[Cell] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    baselines: frozenset[str] = frozenset()
 
 
 def planned(request: Request, progress: Progress | None = None, train: bool = True) -> Plan:
@@ -79,62 +79,61 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
         raise click.BadParameter(
             f"{samples} samples are too few for {BLOCKS} jackknife blocks; ask for {2 * BLOCKS} or more."
         )
-    metrics = {"sample": sample_metrics(request, data), "nll": ("nll",)}
+    metrics = metrics_of(request, data)
     extractor = None
-    if any(METRICS[name].needs_extractor for name in metrics["sample"]):
-        extractor = features.extractor(
-            request.extractor or features.default_extractor(data), data, request.device
-        )
-    base_ids = dict.fromkeys((name for plugin, _ in chosen.methods for name in plugin.recipes), "none yet")
-    how = How(request.device, progress.report if progress else None, request.minutes, request.threads)
-    for name in base_ids if train else ():
-        spec = request.base if name == "denoiser" else name
-        base_ids[name] = bases.base_of(spec, data, request.train_seed, None, how)[1]["sha256"]
-    chunk = min(CHUNK, samples)
-    facts = {"sample": protocol.of_samples(data, extractor, samples, chunk)} if extractor else {}
-    cells, skipped = [], list(chosen.skipped)
+    if any(METRICS[name].needs_extractor for name in metrics.get("sample", ())):
+        name = request.extractor or features.default_extractor(data)
+        extractor = features.extractor(name, data, request.device)
+    ids = base_ids(request, data, chosen.methods, progress) if train else {}
+    cells = []
     for plugin, parameters in chosen.methods:
-        method = plugin.make(parameters)
-        for ask in ("sample", "nll"):
+        for ask in metrics:
             if ask not in plugin.abilities or (ask == "sample" and plugin.name in chosen.only_nll):
                 continue
-            budgets = request.nfe if plugin.name not in chosen.only_nll else (max(request.nfe),)
-            if ask == "nll":
-                rows = len(data.test)
-                facts["nll"] = protocol.of_likelihood(data, rows, min(CHUNK, rows), method.dequantise)
-            fingerprint = protocol.fingerprint(facts[ask])
-            store_later = (fingerprint, facts[ask])
-            for seed in request.seeds:
-                for nfe in budgets:
-                    if nfe < plugin.least:
-                        continue
-                    cells.append(
-                        Cell(
-                            method=plugin.name,
-                            version=plugin.version,
-                            parameters=canonical(parameters_of(plugin, parameters)),
-                            data=request.data,
-                            base=request.base if "denoiser" in plugin.recipes else plugin.base or "",
-                            base_id=identity_of([base_ids[name] for name in plugin.recipes]),
-                            train_seed=request.train_seed,
-                            images=training_images(request, plugin, data)
-                            if "train" in plugin.abilities
-                            else None,
-                            ask=ask,
-                            nfe=nfe,
-                            seed=seed,
-                            samples=samples if ask == "sample" else len(data.test),
-                            chunk=chunk if ask == "sample" else min(CHUNK, len(data.test)),
-                            protocol=fingerprint,
-                            source=plugin.source,
-                        )
-                    )
+            count = samples if ask == "sample" else len(data.test)
+            chunk = min(CHUNK, count)
+            dequantise = plugin.declared.get("dequantise", "uniform")
+            facts = protocol.of(ask, data, extractor, count, chunk, dequantise)
+            fingerprint = protocol.fingerprint(facts)
             if train:
-                store.record_protocol(request.results, *store_later)
-    plan = Plan(request, data, site, cells, metrics, extractor, skipped=skipped, baselines=chosen.baselines)
+                store.record_protocol(site.results, fingerprint, facts)
+            budgets = (max(request.nfe),) if plugin.name in chosen.only_nll else request.nfe
+            cells += [
+                Cell(
+                    method=plugin.name,
+                    version=plugin.version,
+                    parameters=canonical(parameters_of(plugin, parameters)),
+                    data=request.data,
+                    base=request.base if "denoiser" in plugin.recipes else plugin.base or "",
+                    base_id=identity_of([ids.get(name, "none yet") for name in plugin.recipes]),
+                    train_seed=request.train_seed,
+                    images=training_images(request, plugin, data) if "train" in plugin.abilities else None,
+                    ask=ask,
+                    nfe=nfe,
+                    seed=seed,
+                    samples=count,
+                    chunk=chunk,
+                    protocol=fingerprint,
+                    source=plugin.source,
+                )
+                for seed in request.seeds
+                for nfe in budgets
+                if nfe >= plugin.least
+            ]
+    plan = Plan(request, data, site, cells, metrics, extractor, list(chosen.skipped), chosen.baselines)
     done = set() if request.again else store.answered(request.results)
     plan.todo = [cell for cell in cells if any((cell.key, name) not in done for name in expected(plan, cell))]
     return plan
+
+
+def base_ids(request: Request, data: Data, methods: list, progress: Progress | None) -> dict[str, str]:
+    """The sha256 of every shared model the methods are given, trained now where they are not there yet."""
+    how = How(request.device, progress.report if progress else None, request.minutes, request.threads)
+    ids = {}
+    for name in dict.fromkeys(name for plugin, _ in methods for name in plugin.recipes):
+        spec = request.base if name == "denoiser" else name
+        ids[name] = bases.base_of(spec, data, request.train_seed, None, how)[1]["sha256"]
+    return ids
 
 
 def identity_of(ids: list[str]) -> str:
@@ -178,21 +177,24 @@ def workers(plan: "Plan") -> int:
     return cores() if plan.site.device == "cpu" and plan.site.threads == 1 and work > WORTH_WORKERS else 1
 
 
-def sample_metrics(request: Request, data: Data) -> tuple[str, ...]:
-    """The metrics of samples that were asked for, or the defaults of the data."""
+def metrics_of(request: Request, data: Data) -> dict[str, tuple[str, ...]]:
+    """The metrics that were asked for, or the data's defaults, by what is asked of a method: samples or
+    likelihoods.
+    """
     if request.metrics:
         names = [find(name).name for name in request.metrics]
     elif data.exact is not None:
-        names = ["fid", "sliced_wasserstein", "exact_nll", "distance"]
+        names = ["fid", "sliced_wasserstein", "exact_nll", "distance", "nll", "nll_excess"]
     else:
-        names = ["fid", "is"] + (["memorisation"] if len(data.train) <= 10_000 else [])
-    names = [name for name in names if METRICS[name].of == "samples"]
+        names = ["fid", "is", *(["memorisation"] if len(data.train) <= 10_000 else []), "nll"]
     for name in names:
-        if METRICS[name].exact and data.exact is None:
-            raise click.BadParameter(
-                f"{name} needs data whose distribution is known, which {data.name} is not."
-            )
-    return tuple(names)
+        metric = METRICS[name]
+        if metric.exact and data.exact is None:
+            raise click.BadParameter(f"{name} needs data whose distribution is known; {data.name}'s is not.")
+        if data.kind not in metric.kinds:
+            raise click.BadParameter(f"{name} is for {' or '.join(metric.kinds)} data, not for {data.name}.")
+    samples = tuple(name for name in names if METRICS[name].of == "samples")
+    return ({"sample": samples} if samples else {}) | ({"nll": ("nll",)} if len(samples) < len(names) else {})
 
 
 def training_images(request: Request, plugin: Plugin, data: Data) -> int:

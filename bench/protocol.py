@@ -6,12 +6,19 @@ from bench.job import BLOCKS
 PRECISION = "float32"
 
 
+def of(ask: str, data, extractor, count: int, chunk: int, dequantise: str = "none") -> dict:
+    """What decides a number besides the method: one of `count` samples, or of `count` test rows."""
+    if ask == "nll":
+        return of_likelihood(data, count, chunk, dequantise)
+    return of_samples(data, extractor, count, chunk)
+
+
 def of_samples(data, extractor, samples: int, chunk: int) -> dict:
-    """What decides a metric of samples besides the samples themselves."""
+    """What decides a metric of samples; `extractor` None where no metric needs one."""
     return common() | {
         "data": data.fingerprint[:16],
-        "extractor": extractor.name,
-        "extractor_sha256": extractor.sha256,
+        "extractor": extractor and extractor.name,
+        "extractor_sha256": extractor and extractor.sha256,
         "reference": "population" if data.exact is not None else "train",
         "reference_count": None if data.exact is not None else len(data.train),
         "samples": samples,

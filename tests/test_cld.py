@@ -13,7 +13,7 @@ from bench.data import load
 from bench.diffusion import training
 from bench.diffusion.cld import CLD, AugmentedDenoiser, applied, hybrid_loss, lower, spread
 from bench.diffusion.counting import counting
-from bench.diffusion.exact import ExactNetwork
+from bench.diffusion.exact import ExactNetwork, GaussianMixture
 from bench.diffusion.networks import MLP
 from bench.diffusion.training import seeded
 from zoo.sampling_acceleration.ode_solver.gddim import GDDIM, rotations, stirred
@@ -159,15 +159,29 @@ def test_gddim_has_the_order_it_claims(fields, order):
     assert abs(np.log2(errors[0] / errors[1]) - order) < 0.35
 
 
-def test_one_gddim_step_is_exact_for_a_single_datum():
+def lone(place: float, spread: float) -> AugmentedDenoiser:
+    """The exact network of one normal in one dimension."""
     one = torch.ones(1, dtype=torch.float64)
-    mixture = type(load("mixture2d").exact)(
-        one, one[None], torch.ones(1, 1, 1).double(), 0 * one[None], 0 * one + 1e-12
-    )
-    model = AugmentedDenoiser(ExactNetwork(mixture, (1,), 1.0), (1,), "x0", 1.0)
+    basis, excess = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    mixture = GaussianMixture(one, place * one[None], basis, excess, spread**2 * one)
+    return AugmentedDenoiser(ExactNetwork(mixture, (1,), 1.0), (1,), "x0", 1.0)
+
+
+def test_one_gddim_step_is_exact_for_a_single_datum():
+    model = lone(1.0, 1e-6)
     u = process_draws(model, torch.ones(5, 1, dtype=torch.float64), 1.0)
     ends = [GDDIM(q=q, denoise=False).sample(model, u, n) for q, n in ((0, 1), (2, 100))]
-    torch.testing.assert_close(*ends, rtol=0, atol=1e-5)  # of a datum 1e-6 wide
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [SSCS, GDDIM])
+def test_denoising_at_the_end_comes_nearer_the_datum(method):
+    model, away = lone(1.0, 1e-6), []
+    u = process_draws(model, torch.ones(2000, 1, dtype=torch.float64), 1.0)
+    for denoise in (True, False):
+        torch.manual_seed(0)
+        away.append(float((method(denoise=denoise).sample(model, u, 60) - 1).square().mean().sqrt()))
+    assert away[0] < 0.7 * away[1] < 0.01
 
 
 @pytest.mark.parametrize("method", [SSCS(), SSCS(sampler="em"), GDDIM(), GDDIM(eta=1.0)])
@@ -180,13 +194,8 @@ def test_gddim_needs_fewer_evaluations_than_euler_maruyama():
     assert far(sampled(GDDIM(), 20)) < 0.03 < 0.08 < far(sampled(even, 20))
 
 
-def test_sscs_leaves_the_prior_as_it_is_where_there_is_no_data_to_find():
-    """Under x0 ~ N(0, 1) the marginals differ from N(0, diag(1, M)) in v alone, and SSCS follows them."""
-    one = torch.ones(1, dtype=torch.float64)
-    mixture = type(load("mixture2d").exact)(
-        one, 0 * one[None], torch.ones(1, 1, 1).double(), 0 * one[None], one
-    )
-    model = AugmentedDenoiser(ExactNetwork(mixture, (1,), 1.0), (1,), "x0", 1.0)
+def test_sscs_keeps_the_variance_of_normal_data():
+    model = lone(0.0, 1.0)
     torch.manual_seed(0)
     x = SSCS().sample(model, model.prior(5000, seeded(0, 0)).double(), 50)
     assert abs(float(x.var()) - 1) < 0.08

@@ -1,4 +1,4 @@
-"""Learned discretisations: the dynamic programme, and what each method learns on data whose truth is known."""
+"""Learned discretisations: the dynamic programme, and what each method learns where the truth is known."""
 
 import itertools
 
@@ -99,7 +99,7 @@ def test_amed_spends_odd_budgets_on_the_analytical_first_step(nfe, spent):
 
 
 def test_amed_learns_to_follow_the_flow():
-    base, before, after, _ = made(AMED(), 5, 5000)
+    base, before, after, _ = made(AMED(), 5, 10_000)
     x = base.prior(200, torch.Generator().manual_seed(1))
     with torch.no_grad():
         truth = where_the_flow_ends(base, x)
@@ -166,7 +166,7 @@ def test_ddss_draws_likelier_samples_than_ddim_at_five_evaluations():
 
 
 def test_the_scales_ddss_tells_its_network_are_those_of_its_states():
-    """With the true x0 for the network's the last state is a x0 + noise of the scale that the recursion gives."""
+    """With the true x0 for the network's, states are a x0 + noise of the scales that the recursion gives."""
     base = exact_base("ddpm")
     model = DDSS().build(base, load("mixture2d"), 4)
     with torch.no_grad():

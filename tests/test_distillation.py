@@ -66,7 +66,7 @@ def spread(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_trained_student_samples_the_mixture_in_one_evaluation_better_than_one_step_of_ddim(name, data):
-    method, model, _ = trained(name, data, 40_000)
+    method, model, _ = trained(name, data, 25_000)
     truth = data.test[:2000].float()
     with torch.no_grad():
         samples = method.sample(model, start(model, 2000), 1)
@@ -139,7 +139,7 @@ def test_rectified_once_more_the_paths_are_straighter(data):
     """One Euler step is nearer to a hundred after the second rectification."""
     gaps = []
     for rectifications in (1, 2):
-        method, model, _ = trained("reflow", data, 30_000, rectifications=rectifications)
+        method, model, _ = trained("reflow", data, 20_000, rectifications=rectifications)
         with torch.no_grad():
             x = start(model, 500)
             gaps.append(float((method.sample(model, x, 1) - method.sample(model, x, 100)).square().mean()))

@@ -98,14 +98,15 @@ def multistep_consistency(student: Denoiser, x: Tensor, nfe: int, spacing: str) 
     return x
 
 
-def consistency_distance(a: Tensor, b: Tensor, metric: str) -> Tensor:
-    """(N,): "l2" is the mean square; "huber" the pseudo-Huber distance sqrt(|a - b|^2 + c^2) - c with c =
-    0.00054 sqrt(D) of Song & Dhariwal 2023 (arXiv:2310.14189, section 3.3).
+def consistency_loss(found: Tensor, aim: Tensor, s: Tensor, t: Tensor, improved: bool) -> Tensor:
+    """(N,): how far f at times s is from what it is to be, f at the neighbouring times t.
+
+    The mean square, or, `improved` (Song & Dhariwal 2023, arXiv:2310.14189), the pseudo-Huber distance
+    sqrt(|.|^2 + c^2) - c with c = 0.00054 sqrt(D), times 1 / (s - t). The weight belongs to the distance: f
+    hardly depends on its network at small times, which a distance without it leaves untrained.
     """
-    square = ((a - b) ** 2).flatten(1)
-    if metric == "l2":
+    square = ((found - aim) ** 2).flatten(1)
+    if not improved:
         return square.mean(1)
-    if metric == "huber":
-        c = 0.00054 * math.sqrt(square.shape[1])
-        return torch.sqrt(square.sum(1) + c**2) - c
-    raise ValueError(f"no metric {metric!r}; there are l2, huber")
+    c = 0.00054 * math.sqrt(square.shape[1])
+    return (torch.sqrt(square.sum(1) + c**2) - c) / (s - t).to(square)

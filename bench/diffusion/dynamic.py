@@ -8,10 +8,10 @@ def cheapest_paths(cost: Tensor, most: int, growth: float = 1.0) -> tuple[Tensor
     """For every k from 1 to `most`, the cheapest path of exactly k steps from the first point to the last.
 
     cost (N + 1, N + 1): cost[i, j] is that of the step from point i straight to point j > i, inf where it is
-    not allowed; what is on and below the diagonal is not read. The n-th step of a path, from 0, costs growth^n
-    times that. Returns the totals (most,), inf where there is
-    no path, and the paths (most, most + 1) of point numbers: row k - 1 has its k + 1 points, then repeats the
-    last. ValueError where `most` is not between 1 and N. (Watson et al. 2021, arXiv:2106.03802, Algorithm 1.)
+    not allowed; what is on and below the diagonal is not read. The n-th step of a path, counted from 0, costs
+    growth^n times its entry. Returns the totals (most,), inf where there is no path, and the paths
+    (most, most + 1) of point numbers: row k - 1 has its k + 1 points, then repeats the last. ValueError where
+    `most` is not between 1 and N. (Watson et al. 2021, arXiv:2106.03802, Algorithm 1.)
     """
     n = len(cost) - 1
     if cost.shape != (n + 1, n + 1) or not 1 <= most <= n:
@@ -21,8 +21,8 @@ def cheapest_paths(cost: Tensor, most: int, growth: float = 1.0) -> tuple[Tensor
     reached = torch.full_like(cost[0], torch.inf)  # the cheapest way to each point in so many steps
     reached[0] = 0
     totals, before = [], []
-    for n_before in range(most):
-        reached, last = (reached[:, None] + growth**n_before * cost).min(0)
+    for taken in range(most):
+        reached, last = (reached[:, None] + growth**taken * cost).min(0)
         totals.append(reached[n])
         before.append(last)
     paths = torch.full((most, most + 1), n, device=cost.device)

@@ -4,7 +4,8 @@ Trajectories of the probability flow lie nearly in a plane, so that by the mean 
 on the way takes a step almost exactly to its end. In z = x / alpha against r = sigma / alpha, from r_s to
 r_t (section 3.2, eq. 9-11),
 
-    r_m = r_t^p r_s^(1 - p),    z_m = z_s + (r_m - r_s) eps(z_s, r_s),    z_t = z_s + c (r_t - r_s) eps(z_m, r_m),
+    r_m = r_t^p r_s^(1 - p),    z_m = z_s + (r_m - r_s) eps(z_s, r_s),
+    z_t = z_s + c (r_t - r_s) eps(z_m, r_m),
 
 and the predictor g makes p in (0, 1) and c of each sample from the bottleneck of the UNet in its evaluation
 at z_s, averaged over channels, and from r_s and r_t. It is distilled step by step, from a teacher's points
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from bench.diffusion import training
-from bench.diffusion.counting import counting
+from bench.diffusion.counting import Counted, counting
 from bench.diffusion.denoiser import Denoiser, rowwise
 from bench.diffusion.distillation import normal, spent
 from bench.diffusion.steps import heun
@@ -78,12 +79,12 @@ class AMED(Method):
     def step(self, model: nn.Module, z: Tensor, s: Tensor, t: Tensor, free: bool) -> Tensor:
         """z at r = t from z at r = s; `free`: with the analytical first direction."""
         if free:
-            eps, seen = z / (1 + s**2).sqrt(), None
+            eps, seen = z / (1 + s**2).sqrt(), z.new_zeros(len(z), model.predictor.net.width)
         else:
             with torch.no_grad():
                 out = model.base.at(z, 1.0, s)
                 eps, seen = out.eps, out.extra
-        place, weight, late = model.predictor(seen, s, t, len(z)).double().unbind(1)
+        place, weight, late = model.predictor(seen, s, t).double().unbind(1)
         middle = torch.exp(place.sigmoid() * (t.log() - s.log()) + s.log())
         weight, late = 1 + self.bound * weight.tanh(), 1 + self.time_bound * late.tanh()
         ahead = z + rowwise(middle - s, z) * eps
@@ -92,13 +93,15 @@ class AMED(Method):
 
 
 class Predicted(nn.Module):
-    """A frozen copy of a denoiser whose predictions carry its features, and their predictor."""
+    """A frozen copy of a denoiser whose predictions carry its features, and their predictor, which the paper
+    does not count as an evaluation: a column of its own.
+    """
 
     def __init__(self, base: Denoiser):
         super().__init__()
         net = copy.deepcopy(base.net.net).requires_grad_(False)
         self.base = Denoiser(Watched(net), base.schedule, base.shape, base.form, base.sigma_data, base.known)
-        self.predictor = Predictor(64 if len(base.shape) == 3 else base.shape[0])
+        self.predictor = Counted(Predictor(64 if len(base.shape) == 3 else base.shape[0]), role="extra")
 
     def prior(self, n: int, generator: torch.Generator | None = None, device="cpu") -> Tensor:
         return self.base.prior(n, generator, device)
@@ -127,8 +130,8 @@ class Watched(nn.Module):
 
 
 class Predictor(nn.Module):
-    """g: from features, (N, 1, H, W) or (N, width), and r_s, r_t to (N, 3): the logit of p, and what bounds c
-    and the time.
+    """g: from features, (N, 1, H, W) or (N, width), 0 where there was no evaluation to have them from, and
+    scalars r_s, r_t to (N, 3): the logit of p, and what moves c and the time within their bounds.
     """
 
     def __init__(self, width: int):
@@ -141,13 +144,10 @@ class Predictor(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, features: Tensor | None, s: Tensor, t: Tensor, n: int) -> Tensor:
-        """`features` None stands for zeros, where there was no evaluation to have them from."""
-        if features is None:
-            features = self.frequencies.new_zeros(n, self.width)
-        elif features.ndim == 4:
+    def forward(self, features: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        if features.ndim == 4:
             features = adaptive_avg_pool2d(features, 8).flatten(1)
         times = torch.stack([s, t]).log().to(self.frequencies)
         angle = times[:, None] * self.frequencies
-        times = self.time(torch.cat([angle.sin(), angle.cos()], 1)).flatten().expand(n, -1)
+        times = self.time(torch.cat([angle.sin(), angle.cos()], 1)).flatten().expand(len(features), -1)
         return self.leave(torch.cat([self.encode(features), times], 1))

@@ -4,12 +4,12 @@ The generalised Gaussian family (GGDM, section 3) draws the next state from all 
 
     x_{i+1} = sum over u <= i of m_{iu} x_u + c_i x0 + d_i noise.
 
-With the true x0 for the network's each state is a_i x0 + w_i . (all noises drawn so far), where a and w follow
-the same recursion (Theorem 1); so the network is told x_i has the scales a_i and |w_i|, and learning
-coefficients learns times too. From DDIM's coefficients on, all are learned by descending the kernel distance
-(KID) between samples and data through the whole sampler, reparametrised, with the network's activations
-recomputed on the way back (section 4). The paper takes Inception's features; here they are the pixels and
-those of the base network's last layer, so that no extractor that measures has been trained on.
+With the true x0 for the network's each state is a_i x0 + w_i . (all noises drawn so far), where a and w
+follow the same recursion (Theorem 1); so the network is told that x_i has the scales a_i and |w_i|, and
+learning coefficients learns times too. From DDIM's coefficients on, all are learned by descending the kernel
+distance (KID) between samples and data through the whole sampler, reparametrised, with the network's
+activations recomputed on the way back (section 4). The paper takes Inception's features; here they are the
+pixels and what enters the base network's last layer, so that no extractor that measures has been trained on.
 """
 
 import copy
@@ -99,11 +99,9 @@ class Sampler(nn.Module):
         for i in range(count):
             alpha, sigma = self.within(scales[-1], noises[-1].norm())
             ask = lambda x, alpha, sigma: self.base.at(x, alpha, sigma).x0
-            x0 = (
-                checkpoint(ask, states[-1], alpha, sigma, use_reentrant=False)
-                if torch.is_grad_enabled()
-                else ask(states[-1], alpha, sigma)
-            )
+            x0 = checkpoint(
+                ask, states[-1], alpha, sigma, use_reentrant=False
+            )  # no more than a call without grad
             noise = torch.randn_like(x)
             weights = on_x[i, : i + 1]
             states.append(sum(w * x for w, x in zip(weights, states)) + on_x0[i] * x0 + deviation[i] * noise)
@@ -118,8 +116,8 @@ class Sampler(nn.Module):
         return torch.maximum(alpha, sigma * torch.tensor(lowest).exp()), sigma
 
     def features(self, x: Tensor, lam: float) -> Tensor:
-        """What clean data (N, *shape) is compared by, (N, width): itself, and what enters the network's last layer
-        for it.
+        """What clean data (N, *shape) is compared by, (N, width): itself, and what enters the network's last
+        layer for it.
         """
         r = torch.tensor(-lam, dtype=torch.float64).exp()
         scaled = x / float(torch.sqrt(self.base.sigma_data**2 + r**2))

@@ -63,8 +63,8 @@ class GITS(Method):
 
 
 class Grids(nn.Module):
-    """A denoiser with the times of a fine grid (N + 1,) and, for each K up to N, K + 1 of its points, the rest
-    of the row repeating the last. Untrained, the points are spread evenly.
+    """A denoiser with the times of a fine grid (N + 1,) and, for each K up to N, K + 1 of its points, the
+    rest of the row repeating the last. Untrained, the points are spread evenly.
     """
 
     def __init__(self, base: Denoiser, fine: Tensor):

@@ -3,11 +3,13 @@
 f(x, t) = c_skip(t) x + c_out(t) F(x, t) is the identity at t_min. On a grid t_1 = t_min < ... < t_N = t_max,
 even in the seventh root of sigma, neighbours of one trajectory are to agree (Algorithm 2):
 
-    E over n, x = x0 + t_{n+1} eps of d(f(x, t_{n+1}), f'(x', t_n)),    x' a Heun step of the teacher from x,
+    E over n, x = x0 + t_{n+1} eps of w(n) d(f(x, t_{n+1}), f'(x', t_n)),    x' a Heun step of the teacher
+    from x,
 
 with f' the same function without gradient (the paper's mu = 0, its choice for CIFAR-10). LPIPS, the paper's
-best d, is a network trained on photographs and is not used here; "l2" is the paper's other metric, "huber"
-that of arXiv:2310.14189.
+best d, is a network trained on photographs and is not used here. `improved` takes d and w from
+arXiv:2310.14189, the pseudo-Huber distance and 1 / (t_{n+1} - t_n); without it d is the paper's squared
+distance and w is 1.
 """
 
 import torch
@@ -17,7 +19,7 @@ from bench.diffusion import training
 from bench.diffusion.denoiser import Denoiser, rowwise
 from bench.diffusion.distillation import (
     Students,
-    consistency_distance,
+    consistency_loss,
     consistent,
     multistep_consistency,
     normal,
@@ -36,7 +38,7 @@ class ConsistencyDistillation(Method):
     share = 0.4
 
     points: int = 18  # N, the paper's for CIFAR-10
-    metric: str = "l2"  # | "huber"
+    improved: bool = True
     spacing: str = "karras"  # of the times of multistep sampling
 
     def build(self, base: Denoiser, data, nfe: int) -> nn.Module:
@@ -52,7 +54,7 @@ class ConsistencyDistillation(Method):
             x = x0 + rowwise(s, x0) * normal(x0, generator)
             with torch.no_grad():
                 aim = consistent(student, heun(base, x, s, t), t)
-            return consistency_distance(consistent(student, x, s), aim, self.metric)
+            return consistency_loss(consistent(student, x, s), aim, s, t, self.improved)
 
         training.fit(loss, model, data, images, lr=1e-3, decay=1.0)
         spent(2 * images)

@@ -24,7 +24,7 @@ from bench.diffusion import training
 from bench.diffusion.denoiser import Denoiser, rowwise
 from bench.diffusion.distillation import (
     Students,
-    consistency_distance,
+    consistency_loss,
     consistent,
     multistep_consistency,
     normal,
@@ -67,10 +67,8 @@ class ConsistencyTraining(Method):
             eps = normal(x0, generator)
             with torch.no_grad():
                 aim = consistent(fitted["target"], x0 + rowwise(t, x0) * eps, t)
-            away = consistency_distance(
-                consistent(student, x0 + rowwise(s, x0) * eps, s), aim, "huber" if self.improved else "l2"
-            )
-            return away * rowwise(1 / (s - t), away) if self.improved else away
+            found = consistent(student, x0 + rowwise(s, x0) * eps, s)
+            return consistency_loss(found, aim, s, t, self.improved)
 
         training.fit(loss, fitted, data, images, lr=1e-3, decay=1.0)
 

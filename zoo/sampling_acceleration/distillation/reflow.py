@@ -26,7 +26,7 @@ class Reflow(Method):
     paper = "arXiv:2209.03003"
     entry = "rectified_flow"
     schedules = ("flow",)
-    share = 0.8
+    share = 0.6
 
     rectifications: int = 2
     pair_steps: int = 50  # of Euler's method; the paper solves by RK45

@@ -29,7 +29,7 @@ class TABDEIS(Method):
 
     paper = "arXiv:2204.13902"
     entry = "deis"
-    order = 4
+    order = {"vp": 4, "ve": 4, "edm": 4, "vp_cosine": 2, "flow": 2}  # 2 where its start of low order shows
 
     r: int = 3  # degree of the polynomial; 0 is DDIM
     spacing: str = "quadratic"

@@ -27,7 +27,7 @@ class DPMSolverV3(Method):
     """DPM-Solver-v3"""
 
     paper = "arXiv:2310.13268"
-    order = 2  # 3 for smooth statistics; the tables, linear between knots, have kinks
+    # No order is claimed: the tables of statistics are estimates, linear between knots.
 
     p: int = 3
     spacing: str = "lambda"
