@@ -88,7 +88,7 @@ class Row:
     extra: float = 0.0
     jvps: float = 0.0
     vjps: float = 0.0
-    seconds: float | None = None
+    seconds: float | None = None  # of drawing; the median chunk counts, not the first one's warming up
     memory: float | None = None
     train_images: int = 0
     train_seconds: float = 0.0

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -158,7 +159,7 @@ def row_of(
         extra=sum(chunk.extra for chunk in chunks) / n,
         jvps=sum(chunk.jvps for chunk in chunks) / n,
         vjps=sum(chunk.vjps for chunk in chunks) / n,
-        seconds=sum(chunk.seconds for chunk in chunks),
+        seconds=n * median(chunk.seconds / chunk.n for chunk in chunks) if chunks else None,
         memory=max((chunk.memory for chunk in chunks), default=None),
         train_images=card.get("images", 0) if trained else 0,
         train_seconds=card.get("seconds", 0.0) if trained else 0.0,

@@ -216,7 +216,9 @@ def expected(plan: Plan, cell: Cell) -> list[str]:
         qualifier = kind if not plan.data.levels or dequantise == "none" else f"{kind},{dequantise}"
         excess = ["nll_excess[" + qualifier + "]"] if plan.data.exact is not None else []
         return [column("nll", qualifier), *excess]
-    return [named(name, plan) for name in plan.metrics["sample"]]
+    plugin = registry.find(cell.method, registry.plugins(plan.site.plugin_files))
+    names = [name for name in plan.metrics["sample"] if name != "distance" or plugin.from_prior]
+    return [named(name, plan) for name in names]
 
 
 def named(name: str, plan: Plan) -> str:

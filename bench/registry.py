@@ -33,6 +33,7 @@ class Plugin:
     declared: dict = field(hash=False)
     parameters: dict = field(hash=False)  # name -> (annotation, default)
     abilities: tuple[str, ...] = ()
+    own_start: bool = False  # it starts somewhere else than in the denoiser's prior
 
     @property
     def paper(self) -> str:
@@ -58,6 +59,11 @@ class Plugin:
     def recipes(self) -> tuple[str, ...]:
         """The shared models it is given: its base and those it needs besides."""
         return (*((self.base,) if self.base else ()), *self.declared.get("also", ()))
+
+    @property
+    def from_prior(self) -> bool:
+        """Whether its samples start where the shared denoiser's flow does, and can be held against that flow's."""
+        return "denoiser" in self.recipes and not self.own_start
 
     @cached_property
     def source(self) -> str:
@@ -134,6 +140,7 @@ def read_plugin(path: Path, folder: str | None = None) -> Plugin | None:
         declared=declared,
         parameters=parameters,
         abilities=tuple(name for name in ABILITIES if name in functions),
+        own_start="start" in functions,
     )
 
 

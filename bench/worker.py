@@ -69,6 +69,9 @@ class Ready:
     model: nn.Module
     data: Data
     card: dict
+    flow: Denoiser | None = (
+        None  # the shared denoiser, where its flow's solution is what samples are held against
+    )
 
 
 def ready(cell: Cell, site: Site, report=None) -> Ready:
@@ -78,9 +81,10 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
     data = load(cell.data)
     how = bases.How(site.device, report, site.minutes, None if site.threads == 1 else site.threads)
     base = bases_of(plugin, method, cell, site)
+    flow = (base["denoiser"] if plugin.recipes[1:] else base) if plugin.from_prior else None
     card = {"sha256": cell.base_id, "images": 0, "seconds": 0.0, "rows": 0}
     if "train" not in plugin.abilities:
-        return Ready(method, method.build(base, data, cell.nfe).to(site.device), data, card)
+        return Ready(method, method.build(base, data, cell.nfe).to(site.device), data, card, flow)
     facts = {
         "method": cell.method,
         "version": cell.version,
@@ -100,7 +104,7 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
         how=how,
         label=f"training {cell.method}" + (f" for {cell.nfe} NFE" if facts["nfe"] else ""),
     )
-    return Ready(method, model, data, card)
+    return Ready(method, model, data, card, flow)
 
 
 def bases_of(plugin: registry.Plugin, method: Method, cell: Cell, site: Site) -> nn.Module | None:
@@ -143,9 +147,9 @@ def draw(task: Task) -> Chunk | Failure:
     try:
         asked = remembered(cell, site)
         tensors, chunk = ask(asked, cell, task.number, site, task.tolerance)
-        if cell.ask == "sample" and asked.data.exact is not None and isinstance(asked.model, Denoiser):
+        if cell.ask == "sample" and asked.data.exact is not None and asked.flow is not None:
             start = asked.method.start(asked.model, cell.chunk, seeded(cell.seed, task.number), site.device)
-            tensors |= exactness.distances(asked.model, start, tensors["samples"])
+            tensors |= exactness.distances(asked.flow, start, tensors["samples"])
     except OverBudget as error:
         return Failure(cell, f"over budget: {error}")
     except MemoryError as error:

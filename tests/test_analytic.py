@@ -200,7 +200,7 @@ def test_one_search_serves_every_budget_and_is_billed():
     method, model, session = fitted("watson_dp", candidates=40, points=16)
     assert session.rows == 40 * 16
     for nfe in (1, 2, 7, 40, 55):
-        times = model.schedule(nfe)
+        times = model.chain(nfe)
         assert len(times) == nfe + 1 and (times.diff() < 0).all()
         assert times[0] == model.base.schedule.t_max and times[-1] == 0
         with counting(model) as tallies:

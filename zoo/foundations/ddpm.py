@@ -44,7 +44,9 @@ class DDPM(Method):
 
         def reverse(x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             mean, variance = self.reverse(denoiser, x, s, t)
-            if variance == 0 and nfe > 1:  # the posterior's at t = 0; the paper's code takes the step's before it
+            if (
+                variance == 0 and nfe > 1
+            ):  # the posterior's at t = 0; the paper's code takes the step's before it
                 variance = posterior(denoiser.schedule, times[-3], times[-2]).variance
             return mean, variance
 

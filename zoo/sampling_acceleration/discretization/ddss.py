@@ -58,9 +58,10 @@ class DDSS(Method):
             fake = (model.features(model(start), self.lam) - mean) / spread
             return without_itself(kernel(fake, fake)) - 2 * kernel(fake, real).mean(1) + among_real
 
+        trajectories = max(1, images // nfe)
         with counting(model) as tallies:
-            training.fit(loss, model.coefficients, data, max(1, images // nfe), lr=self.lr / nfe)
-        spent(tallies["nfe"].rows)
+            training.fit(loss, model.coefficients, data, trajectories, lr=self.lr / nfe)
+        spent(tallies["nfe"].rows + trajectories + len(real))  # features pass by the counter
 
     def sample(self, model: nn.Module, x: Tensor, nfe: int) -> Tensor:
         return model(x)

@@ -66,10 +66,10 @@ class WatsonDP(Method):
         return cost
 
     def sample(self, model: nn.Module, x: Tensor, nfe: int) -> Tensor:
-        return ancestral(x, model.schedule(nfe), lambda *at: self.reverse(model.base, *at))
+        return ancestral(x, model.chain(nfe), lambda *at: self.reverse(model.base, *at))
 
     def nll(self, model: nn.Module, x: Tensor, nfe: int) -> dict[str, Tensor]:
-        return step_bound(model.base, x, model.schedule(nfe), lambda *at: self.reverse(model.base, *at))
+        return step_bound(model.base, x, model.chain(nfe), lambda *at: self.reverse(model.base, *at))
 
     def reverse(self, base: Denoiser, x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of p(x_t | x_s)."""
@@ -98,7 +98,7 @@ class Paths(nn.Module):
     def prior(self, n: int, generator: torch.Generator | None = None, device="cpu") -> Tensor:
         return self.base.prior(n, generator, device)
 
-    def schedule(self, nfe: int) -> Tensor:
+    def chain(self, nfe: int) -> Tensor:
         """nfe + 1 falling times, the last 0; for more steps than candidates, even in lambda as they are."""
         if nfe > len(self.paths):
             return self.base.schedule.steps(nfe, end="zero")

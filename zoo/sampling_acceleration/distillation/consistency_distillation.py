@@ -38,7 +38,7 @@ class ConsistencyDistillation(Method):
     share = 0.4
 
     points: int = 18  # N, the paper's for CIFAR-10
-    improved: bool = True
+    improved: bool = False
     spacing: str = "karras"  # of the times of multistep sampling
 
     def build(self, base: Denoiser, data, nfe: int) -> nn.Module:

@@ -41,11 +41,11 @@ class ConsistencyTraining(Method):
     schedules = ("edm",)
     share = 0.6
 
-    improved: bool = True
-    s0: int = 10  # 2 of the first paper
-    s1: int = 1280  # 150 of the first paper
+    improved: bool = False
+    s0: int = 2  # 10 with `improved`
+    s1: int = 150  # 1280 with `improved`
     mu0: float = 0.9  # of the first recipe alone
-    warm: bool = True  # begin with the denoiser's weights
+    warm: bool = False  # begin with the denoiser's weights
     spacing: str = "karras"  # of the times of multistep sampling
 
     def build(self, base: Denoiser, data, nfe: int) -> nn.Module:
