@@ -62,7 +62,7 @@ class Plugin:
 
     @property
     def from_prior(self) -> bool:
-        """Whether its samples start where the shared denoiser's flow does, and can be held against that flow's."""
+        """Whether its samples start where the shared denoiser's flow does, and can be held against it."""
         return "denoiser" in self.recipes and not self.own_start
 
     @cached_property

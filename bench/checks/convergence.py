@@ -61,7 +61,7 @@ def order(subject: Subject) -> str:
         measured[schedule] = slope(subject, schedule)
         if abs(measured[schedule] - claim) > NEAR:
             raise Wrong(
-                f"it claims order {claim} and has {measured[schedule]:.2f} under {schedule}: say so or mend it."
+                f"it claims order {claim} and has {measured[schedule]:.2f} under {schedule}: say so, or mend."
             )
     return ", ".join(f"{value:.2f} under {name}" for name, value in measured.items())
 

@@ -4,10 +4,12 @@ from itertools import pairwise
 from statistics import median
 
 import torch
+from torch import nn
 
 from bench import bases, models
 from bench.checks import Wrong
 from bench.checks.subject import Subject, exact, make
+from bench.data import Data
 from bench.diffusion.schedule import SCHEDULES
 
 STEPS, BATCH = 200, 128
@@ -18,7 +20,7 @@ def training(subject: Subject) -> str:
     subject.needs("train")
     kind, schedule, nfe = subject.kind, subject.schedules[0], max(4, subject.plugin.least)
     data = exact(kind)
-    base = bases.new_denoiser(data).under(SCHEDULES[schedule]()) if subject.plugin.base else None
+    base = fresh(subject, data, schedule)
     images = STEPS * BATCH
     before = make(subject.cls, base, data, nfe, schedule, {}, trained=False)
     tensors = models.tensors_of(before.model)
@@ -37,6 +39,17 @@ def training(subject: Subject) -> str:
             f"its loss does not fall: at its best it ends {min(falls):.2f} times as high as it begins."
         )
     return f"its loss falls to {min(falls):.2f} of what it was" if falls else "it estimates without a loss"
+
+
+def fresh(subject: Subject, data: Data, schedule: str) -> nn.Module | None:
+    """The shared models it is given, untrained: there is something to learn, and nothing to wait for."""
+    found = {
+        name: bases.new_denoiser(data).under(SCHEDULES[schedule]())
+        if name == "denoiser"
+        else bases.seeded_build(bases.RECIPES[name], data, 0)
+        for name in subject.plugin.recipes
+    }
+    return nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()), None)
 
 
 def loops(curve: list[tuple[int, float]]) -> list[list[float]]:

@@ -35,7 +35,7 @@ class AMED(Method):
     paper = "arXiv:2312.00094"
     schedules = ("edm", "vp", "vp_cosine", "subvp", "ve", "flow")
     per_nfe = True
-    share = 0.025  # images are here the student's steps; digits then take the paper's 10,000
+    share = 0.025  # images are here the student's steps; its authors' code takes 10,000 trajectories
 
     spacing: str = "karras"
     teacher: int = 1  # points of the teacher, Heun's method, between two of the student (the paper's M)

@@ -32,7 +32,7 @@ class GENIE(Method):
     schedules = ("vp", "vp_cosine", "subvp", "flow")
     share = 0.1
 
-    spacing: str = "quadratic"  # the paper's for CIFAR-10; "time" for the rest
+    spacing: str = "quadratic"  # "time" is its authors' code's default
     afs: bool = False  # the first step along z / sqrt(1 + g^2) instead of eps, which needs no evaluation
     denoise: bool = False  # spend the last evaluation on the mean at t_min
     hidden: int = 64  # width of the head
