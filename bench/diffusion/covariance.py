@@ -82,10 +82,22 @@ class MeanVariance(nn.Module):
         return (share * unit(r, self.base.sigma_data)).clamp(min=0).minimum(most)
 
 
+def positive(extra: Tensor) -> Tensor:
+    """What a second head says, made positive; 1 where it says 0."""
+    return nn.functional.softplus(extra + math.log(math.e - 1))
+
+
 def by_head(denoiser: Denoiser, out: Prediction) -> Tensor:
-    """Var[x0 | x] of each coordinate, in x's shape: 1 more than the second head says, in its unit."""
+    """Var[x0 | x] of each coordinate, in x's shape, as the second head says it in its unit."""
     scale = unit(out.sigma / out.alpha, denoiser.sigma_data)
-    return (rowwise(scale, out.x) * (1 + out.extra)).clamp(0, largest(denoiser))
+    return (rowwise(scale, out.x) * positive(out.extra)).clamp(max=largest(denoiser))
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    # Both are least at the conditional mean of the target; the bound feels relative errors.
+    "square": lambda target, value: (target - value) ** 2,
+    "relative": lambda target, value: target / value + value.log(),
+}
 
 
 def noised(denoiser: Denoiser, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Prediction, Tensor]:
