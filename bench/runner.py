@@ -37,18 +37,25 @@ def execute(plan: Plan, progress: Progress) -> None:
     holds are left to it.
     """
     floor(plan)
-    for cell in plan.todo:
-        if cell.images is not None:  # what is to be trained is trained first, with all cores
-            try:
-                worker.ready(cell, plan.site, progress.report)
-            except Exception as error:
-                progress.note(f"{cell.method} could not be trained: {sentence(error)}")
+    train(plan, progress)
     deferred = Work(plan, progress).through(plan.todo, wait=False)
     if deferred:
         progress.note(
             f"{len(deferred)} cells are being drawn by another run on this folder; waiting for them"
         )
         Work(plan, progress).through(deferred, wait=True)
+
+
+def train(plan: Plan, progress: Progress) -> None:
+    """Train what the cells left to do need, before anything is drawn: each model once, several abreast."""
+    needed = {}
+    for cell in plan.todo:
+        if cell.images is not None:
+            budget = cell.nfe if worker.trained_per_nfe(cell, plan.site) else None
+            needed.setdefault((cell.method, cell.parameters, cell.train_seed, budget), cell)
+    tasks = [Task(cell, 0, plan.site) for cell in needed.values()]
+    for left, (_, said) in enumerate(mapped(worker.train, tasks, min(workers(plan), len(tasks) or 1)), 1):
+        progress.note(f"{said}  ({len(tasks) - left} trainings to go)")
 
 
 @dataclass

@@ -181,11 +181,13 @@ def label_of(rows: Sequence[dict], known: dict[str, Plugin]) -> dict[tuple, str]
     several.
     """
     labels: dict[tuple, str] = {}
-    bases = {row["base_id"] for row in rows if row["base_id"]}
+    bases: dict[str, set[str]] = {}  # by method, so that a base is named only where one method has several
+    for row in rows:
+        bases.setdefault(row["method"], set()).add(row["base_id"])
     for key, row in {identity(row): row for row in rows}.items():
         plugin = known.get(row["method"])
         inside = changed(row["parameters"], plugin) if plugin else []
-        if len(bases) > 1 and row["base_id"]:
+        if len(bases[row["method"]]) > 1:
             inside.append(f"base {row['base_id'].removeprefix('exact:')[:6]}")
         if plugin and row["version"] != plugin.version:
             inside.append(f"version {row['version']}")

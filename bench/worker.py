@@ -79,7 +79,7 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
     plugin = registry.find(cell.method, registry.plugins(site.plugin_files))
     method = plugin.make(json.loads(cell.parameters))
     data = load(cell.data)
-    how = bases.How(site.device, report, site.minutes, None if site.threads == 1 else site.threads)
+    how = bases.How(site.device, report, site.minutes, site.threads)
     base = bases_of(plugin, method, cell, site)
     flow = (base["denoiser"] if plugin.recipes[1:] else base) if plugin.from_prior else None
     card = {"sha256": cell.base_id, "images": 0, "seconds": 0.0, "rows": 0}
@@ -93,7 +93,7 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
         "data": data.fingerprint,
         "images": cell.images,
         "seed": cell.train_seed,
-        "nfe": cell.nfe if plugin.declared.get("per_nfe") else None,
+        "nfe": cell.nfe if trained_per_nfe(cell, site) else None,
     }
     model, card = bases.prepared(
         cell.method,
@@ -132,6 +132,22 @@ def built(method: Method, base: nn.Module | None, data: Data, nfe: int, seed: in
 def remembered(cell: Cell, site: Site) -> Ready:
     """`ready` for the many chunks of one cell."""
     return ready(cell, site)
+
+
+def trained_per_nfe(cell: Cell, site: Site) -> bool:
+    """Whether the cell's method trains a model of its own for each budget."""
+    return registry.plugins(site.plugin_files)[cell.method].declared.get("per_nfe", False)
+
+
+def train(task: Task) -> str:
+    """Train the model of a cell, or find it trained, and say so in a sentence; failures come with the cell."""
+    torch.set_num_threads(task.site.threads)
+    name = task.cell.method + (f" for {task.cell.nfe} NFE" if trained_per_nfe(task.cell, task.site) else "")
+    try:
+        card = ready(task.cell, task.site).card
+    except Exception as error:
+        return f"{name} could not be trained: {type(error).__name__}: {str(error).splitlines()[:1]}"
+    return f"{name}: trained on {card['images']:,} images in {card['seconds']:.0f} s"
 
 
 def draw(task: Task) -> Chunk | Failure:
