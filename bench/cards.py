@@ -35,9 +35,13 @@ def card(name: str, plugin_files: tuple[Path, ...] = ()) -> str:
         f"  data       {', '.join(plugin.kinds)}",
         f"  can        {', '.join(plugin.abilities)}",
     ]
-    for label, key in (("order", "order"), ("least NFE", "least"), ("likelihood", "likelihood")):
-        if plugin.declared.get(key) is not None:
-            lines.append(f"  {label:10} {plugin.declared[key]}")
+    for label, value in (
+        ("order", plugin.order),
+        ("least NFE", plugin.declared.get("least")),
+        ("likelihood", plugin.declared.get("likelihood")),
+    ):
+        if value:
+            lines.append(f"  {label:10} {value}")
     lines.append(f"  cost       {cost(plugin)}")
     lines += ["  parameters"] + [
         f"    {p}: {kind} = {value!r}" for p, (kind, value) in plugin.parameters.items()

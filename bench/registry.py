@@ -56,6 +56,17 @@ class Plugin:
         return self.declared.get("base", "denoiser")
 
     @property
+    def order(self) -> str:
+        """The order of convergence that it claims, in words; empty where it claims none."""
+        claims = self.declared.get("order")
+        if not isinstance(claims, dict):
+            return str(claims or "")
+        places: dict[int, list[str]] = {}
+        for schedule, order in claims.items():
+            places.setdefault(order, []).append(schedule)
+        return "; ".join(f"{order} under {', '.join(schedules)}" for order, schedules in places.items())
+
+    @property
     def recipes(self) -> tuple[str, ...]:
         """The shared models it is given: its base and those it needs besides."""
         return (*((self.base,) if self.base else ()), *self.declared.get("also", ()))

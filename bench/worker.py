@@ -140,7 +140,7 @@ def trained_per_nfe(cell: Cell, site: Site) -> bool:
 
 
 def train(task: Task) -> str:
-    """Train the model of a cell, or find it trained, and say so in a sentence; failures come with the cell."""
+    """Train the model of a cell, or find it trained, and say so; a failure comes again with the cell."""
     torch.set_num_threads(task.site.threads)
     name = task.cell.method + (f" for {task.cell.nfe} NFE" if trained_per_nfe(task.cell, task.site) else "")
     try:

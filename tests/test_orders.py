@@ -11,6 +11,8 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from bench import registry
+from bench.check import checks
 from bench.data import load
 from bench.diffusion.counting import counting
 from bench.diffusion.denoiser import Denoiser
@@ -19,15 +21,11 @@ from bench.diffusion.schedule import SCHEDULES
 from bench.diffusion.steps import moment
 from bench.method import Method
 
-FOLDER = Path(__file__).parent.parent / "zoo/sampling_acceleration/ode_solver"
-# Two budgets between which the error falls at the declared order; DPM-Solver-3's leave the same rest by 3.
-BUDGETS = {
-    **dict.fromkeys(["euler", "dpmpp_2s", "unipc"], (320, 640)),
-    **dict.fromkeys(["pndm", "ipndm"], (640, 1280)),
-    "dpm_solver_3": (161, 320),
-}
+FOLDER = Path(__file__).resolve().parents[1] / "zoo/sampling_acceleration/ode_solver"
 SMALL = {"dpm_solver_v3": {"knots": 30, "points": 64}, "rk45": {"tolerance": 1e-2}}
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+NAMES = sorted(
+    name for name, p in registry.plugins().items() if p.path.parent == FOLDER and p.base == "denoiser"
+)
 
 
 @cache
@@ -91,11 +89,10 @@ def error(name: str, schedule: str, nfe: int, **fields) -> float:
         return float((found - exact).square().mean().sqrt())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if plugin(name).order])
-def test_a_solver_converges_at_the_order_it_declares(name):
-    schedule, (few, many) = plugin(name).schedules[0], BUDGETS.get(name, (160, 320))
-    order = math.log(error(name, schedule, few) / error(name, schedule, many)) / math.log(many / few)
-    assert order == pytest.approx(plugin(name).order, abs=0.25)
+@pytest.mark.parametrize("name", [name for name, p in registry.plugins().items() if p.declared.get("order")])
+def test_a_solver_converges_at_the_order_it_declares_under_each_schedule(name):
+    (result,) = checks(registry.plugins()[name], only=("order",))
+    assert result.ok, result.detail
 
 
 @pytest.mark.parametrize("r", [0, 1, 2])

@@ -15,7 +15,7 @@ from bench.diffusion.training import seeded
 STARTS = 16  # solutions followed for the order
 NEAR = 0.25  # of the claimed order
 FLOOR = 1e-10  # errors below are rounding
-SETTLED = 0.06  # slopes of two doublings that differ by less are one
+SETTLED = 0.03  # slopes of two doublings that differ by less are one
 BUDGETS = (48, 96, 192, 384, 768, 1536, 3072)  # multiples of 2, 3 and 4: singlestep methods spend all of each
 
 
@@ -69,7 +69,7 @@ def order(subject: Subject) -> str:
 def slope(subject: Subject, schedule: str) -> float:
     """The order measured: how fast the samples of n and of 2n evaluations approach each other as n doubles.
 
-    The median sample's slope, at the first doubling that repeats the one before, or the last before rounding.
+    The median sample's slope, at the first doubling where it has settled, or the last before rounding.
     Nothing is assumed of where a method ends (at t_min, or denoised): `nearer` holds that it is the truth.
     """
     asked = subject.asked("vector", schedule, dtype=torch.float64)
@@ -86,11 +86,17 @@ def slope(subject: Subject, schedule: str) -> float:
             break
         if len(gaps) > 1:
             slopes.append(float((gaps[-2] / gaps[-1]).log2().median()))
-        if len(slopes) > 1 and abs(slopes[-1] - slopes[-2]) < SETTLED:
+        if len(slopes) > 1 and settled(*slopes[-2:]):
             break
     if not slopes:
         raise Wrong(f"more evaluations change nothing under {schedule}: what does it sample?")
     return slopes[-1]
+
+
+def settled(before: float, now: float) -> bool:
+    """Whether two successive slopes are one number, or close in on a whole one."""
+    whole = round(now)
+    return abs(now - before) < SETTLED or (abs(now - whole) < 0.1 and abs(before - whole) < 0.15)
 
 
 def nearer(subject: Subject) -> str:

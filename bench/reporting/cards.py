@@ -88,7 +88,7 @@ def declared(plugin: Plugin) -> str:
             if labels
         ],
         ("Abilities", escape(", ".join(plugin.abilities))),
-        ("Order claimed", escape(str(plugin.declared.get("order") or "no claim"))),
+        ("Order claimed", escape(plugin.order or "no claim")),
         ("Least NFE", str(plugin.least)),
         ("Likelihood", escape(str(plugin.declared.get("likelihood") or "none"))),
         (

@@ -8,9 +8,9 @@ for eps the polynomial in time through its values at s and at the times before i
     C_j = alpha_t * integral from s to t of l_j(tau) r'(tau) dtau,
 
 l_j being Lagrange's polynomials on those times. The C do not depend on the data and are found by
-quadrature. Where there are not yet r + 1 values the degree is lower. Under "vp" that start is harmless and
-the order is r + 1; under schedules whose r' is steep at t_max ("vp_cosine", "flow") it is felt, and the
-order is 2.
+quadrature. Where there are not yet r + 1 values the degree is lower: that start is of order 2, which shows
+at once where r' is steep at t_max ("vp_cosine", "flow"), and elsewhere only below the errors that a budget
+reaches; with values to start from, the order is r + 1.
 """
 
 import numpy
@@ -29,7 +29,7 @@ class TABDEIS(Method):
 
     paper = "arXiv:2204.13902"
     entry = "deis"
-    order = {"vp": 4, "ve": 4, "edm": 4, "vp_cosine": 2, "flow": 2}  # 2 where its start of low order shows
+    order = {"vp_cosine": 2, "flow": 2}  # elsewhere between r + 1 and its start's 2, and not settled
 
     r: int = 3  # degree of the polynomial; 0 is DDIM
     spacing: str = "quadratic"
