@@ -165,7 +165,7 @@ def draw(task: Task) -> Chunk | Failure:
         tensors, chunk = ask(asked, cell, task.number, site, task.tolerance)
         if cell.ask == "sample" and asked.data.exact is not None and asked.flow is not None:
             start = asked.method.start(asked.model, cell.chunk, seeded(cell.seed, task.number), site.device)
-            tensors |= exactness.distances(asked.flow, start, tensors["samples"])
+            tensors |= exactness.distances(asked.flow, start, tensors["samples"], asked.data)
     except OverBudget as error:
         return Failure(cell, f"over budget: {error}")
     except MemoryError as error:
