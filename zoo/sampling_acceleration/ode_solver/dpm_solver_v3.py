@@ -52,8 +52,9 @@ class DPMSolverV3(Method):
         f, change = torch.stack([-one, k, 0 * k], 1), torch.stack([k, rate - k, -one], 1)
         with_f = torch.einsum("ja...,jab...->jb...", f, covariance)
         model.l.copy_(1 - k)
-        rounding = 1e-9 * torch.einsum("ja...,jaa...->j...", f**2, covariance) + 1e-30  # f may not vary
-        model.s.copy_((with_f * change).sum(1) / torch.maximum((with_f * f).sum(1), rounding))
+        # Where f hardly varies, as at great noise, s is undetermined and of no use: it is drawn to 0 there.
+        ridge = 1e-6 * base.sigma_data**2
+        model.s.copy_((with_f * change).sum(1) / ((with_f * f).sum(1) + ridge))
         model.b.copy_((change * mean).sum(1) - model.s * (f * mean).sum(1))
 
     def sample(self, model: nn.Module, x: Tensor, nfe: int) -> Tensor:
