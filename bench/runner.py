@@ -10,6 +10,7 @@ import click
 from filelock import FileLock, Timeout
 
 from bench import registry, store, worker
+from bench.calibration import calibrate
 from bench.executors import mapped
 from bench.job import Cell, Chunk
 from bench.measuring import Readied, error_row, floor, floor_key, measured, start_of
@@ -125,7 +126,7 @@ class Work:
                 raise ValueError("its model has no counted network, so its NFE cannot be measured")
             readied = Readied(asked.card, start_of(asked))
             if asked.method.adaptive and cell.ask == "sample":
-                readied = Readied(asked.card, start_of(asked), *worker.calibrate(asked, cell, self.plan.site))
+                readied = Readied(asked.card, start_of(asked), *calibrate(asked, cell, self.plan.site))
             self.drawn[cell.key].readied = readied
         except Exception as error:
             self.fail(cell, sentence(error))

@@ -267,42 +267,6 @@ def nll(
     return found
 
 
-def calibrate(asked: Ready, cell: Cell, site: Site) -> tuple[float, int]:
-    """The tolerance at which an adaptive method spends just under 0.97 of the budget, and the rows that
-    finding it took.
-
-    Found by bisection on a small chunk of noise that is not measured, and held on whole ones: how many steps
-    a chunk takes is a matter of its samples.
-    """
-    small = replace(cell, chunk=min(cell.chunk, 100))
-    spent = 0
-
-    def cost(log_tolerance: float, of: Cell, number: int) -> float:
-        """Evaluations a sample; infinite beyond twice the budget."""
-        nonlocal spent
-        limit = 2 * of.nfe * of.chunk
-        try:
-            _, chunk = ask(asked, of, CALIBRATION + number, site, math.exp(log_tolerance), allowance=limit)
-        except OverBudget:
-            spent += limit
-            return math.inf
-        spent += chunk.rows
-        return chunk.rows / chunk.n
-
-    low, high = _, loosest = math.log(1e-7), math.log(100.0)
-    if cost(high, small, 0) > cell.nfe:
-        raise OverBudget(f"it takes more than {cell.nfe} evaluations a sample at any tolerance")
-    for _ in range(9):
-        middle = (low + high) / 2
-        low, high = (low, middle) if cost(middle, small, 0) <= 0.97 * cell.nfe else (middle, high)
-    while high < loosest and (cost(high, cell, 1) + cost(high, cell, 2)) / 2 > cell.nfe:
-        high += 0.3
-    return math.exp(high), spent
-
-
-CALIBRATION = 1 << 20  # the number of the calibration chunk: none that is measured
-
-
 def default_micro_batch(data: Data, device: str) -> int:
     """Rows at once that keep a network's activations in the cache of a CPU, or in the memory of a GPU."""
     rows = (1 << 23 if device.startswith("cuda") else 1 << 16) // max(data.dim, 64)

@@ -1,42 +1,16 @@
 """The harness end to end, on exact data: what a run measures, keeps, resumes and refuses."""
 
 import json
-import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from running import ROOT, SMALL, bench, facts, ran
 
 from bench import bases, store, worker
-from bench.cli import main
 from bench.data import load
-
-ROOT = Path(__file__).resolve().parents[1]
-VOLATILE = {"seconds", "memory", "time", "host", "train_seconds", "commit"}
-SMALL = ["--samples", "80", "--nfe", "4,9", "--threads", "1", "--quiet"]
-
-
-def bench(*words, results=None):
-    place = ["--results", str(results)] if results else []
-    return CliRunner().invoke(main, [*map(str, words), *place])
-
-
-def ran(*words, results):
-    result = bench("run", *words, *SMALL, results=results)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def facts(folder) -> list[dict]:
-    """A folder's rows without what may differ between two runs."""
-    rows = [{k: v for k, v in row.items() if k not in VOLATILE} for row in store.read(folder)]
-    return sorted(rows, key=lambda row: (row["key"], row["metric"]))
 
 
 @pytest.fixture(autouse=True)
@@ -243,25 +217,6 @@ def test_a_results_folder_that_cannot_be_written_is_said_so(tmp_path):
     assert result.exit_code == 1 and "cannot be written" in result.output
 
 
-def test_a_torn_last_row_is_healed_and_nothing_before_it_is_lost(tmp_path):
-    ran("ddim", "--data", "mixture2d", results=tmp_path)
-    whole = facts(tmp_path)
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(path.read_bytes()[:-40])
-    assert len(store.read(tmp_path)) == len(whole) - 1
-    ran("ddim", "--data", "mixture2d", results=tmp_path)
-    assert facts(tmp_path) == whole
-
-
-def test_a_damaged_row_in_the_middle_is_said_with_its_line(tmp_path):
-    ran("ddim", "--data", "mixture2d", results=tmp_path)
-    path = tmp_path / "rows.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], lines[1][:30], *lines[2:]]) + "\n")
-    result = bench("table", results=tmp_path)
-    assert result.exit_code == 1 and "line 2 is damaged" in result.output
-
-
 def test_two_protocols_never_share_a_column(tmp_path):
     ran("ddim", "--data", "mixture2d", results=tmp_path)
     bench("run", "ddim", "--data", "mixture2d", "--samples", 60, "--nfe", 4, "--quiet", results=tmp_path)
@@ -299,74 +254,6 @@ def test_python_gives_the_rows_as_a_data_frame(tmp_path):
     frame = package.run("ddim", data="mixture2d", nfe=(4,), samples=80, results=tmp_path)
     assert set(frame.method) == {"ddim", "real data"}
     assert len(package.rows(tmp_path)) == len(frame)
-
-
-def start(results, cache) -> subprocess.Popen:
-    words = [
-        "run",
-        "ddim",
-        "ddpm",
-        "--data",
-        "digits",
-        "--base",
-        "denoiser@20000",
-        "--nfe",
-        "3,5",
-        "--samples",
-        "100",
-    ]
-    environment = os.environ | {
-        "TAXOBENCH_CACHE": str(cache),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "bench.cli",
-        *words,
-        "--threads",
-        "1",
-        "--quiet",
-        "--results",
-        str(results),
-    ]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_with_the_same_table(tmp_path):
-    began = time.monotonic()
-    output, errors = start(tmp_path / "whole", tmp_path / "cache-whole").communicate(timeout=300)
-    took = time.monotonic() - began
-    assert output, errors
-    chance = random.Random(0)
-    for _ in range(4):
-        process = start(tmp_path / "killed", tmp_path / "cache-killed")
-        time.sleep(3 + chance.random() * took / 2)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    resumed, errors = start(tmp_path / "killed", tmp_path / "cache-killed").communicate(timeout=300)
-    assert resumed == output, errors
-    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
-    # Another process loads the trained base from its tensors alone, and the run is answered without a draw.
-    again, _ = start(tmp_path / "whole", tmp_path / "cache-killed").communicate(timeout=300)
-    assert again == output
-
-
-def test_a_truncated_checkpoint_is_said_and_trained_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("TAXOBENCH_CACHE", str(tmp_path / "cache"))
-    bases.shared.cache_clear()
-    words = ["ddim", "--base", "denoiser@2000"]
-    first = ran(*words, results=tmp_path / "a")
-    weights = next((tmp_path / "cache" / "models").glob("*/model.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:1000])
-    bases.shared.cache_clear()
-    second = bench("run", *words, *SMALL, results=tmp_path / "b")
-    assert "is not a whole safetensors file" in second.output and "trained again" in second.output
-    assert first.splitlines()[2:] == second.output.split("again.\n")[1].splitlines()[2:]
 
 
 def test_help_and_list_import_neither_torch_nor_pandas():

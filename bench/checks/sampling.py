@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench import models
+from bench.calibration import calibrate
 from bench.checks import Skip, Wrong
 from bench.checks.subject import EXACT, ROWS, Subject, again, drawn, fresh_class, make, sentence, start
 from bench.checks.watch import CommonNoise, Watch
 from bench.diffusion.counting import OverBudget, counters, counting
 from bench.job import Cell
-from bench.worker import SLACK, Ready, Site, calibrate
+from bench.worker import SLACK, Ready, Site
 
 CLOSE = 1e-4  # of the samples' range: what micro-batches may change
 
