@@ -14,6 +14,8 @@ import torch
 from bench import registry
 from bench.checks import Skip, Wrong, convergence, declared, learning, likelihoods, sampling
 from bench.checks.subject import Subject, sentence
+from bench.executors import mapped
+from bench.models import cores
 from bench.registry import Plugin
 
 # name, what is asked, and the check without which it cannot be asked
@@ -38,6 +40,7 @@ CHECKS: tuple[tuple[str, Callable[[Subject], str], str], ...] = (
     ("training", learning.training, "loads"),
 )
 NAMES = tuple(name for name, _, _ in CHECKS)
+MANY = 8  # plugins that are worth a process on every core
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,14 @@ def everything(methods: Sequence[str] = (), files: Sequence[Path] = ()) -> Itera
             yield Result(path.stem, "declarations", False, message)
             continue
         plugins.append(plugin)
-    for plugin in plugins:
-        yield from checks(plugin)
+    workers = cores() if len(plugins) > MANY else 1
+    for _, found in mapped(of_one, plugins, workers):
+        yield from found
+
+
+def of_one(plugin: Plugin) -> list[Result]:
+    """All checks of one plugin, for a process of its own."""
+    return list(checks(plugin))
 
 
 def line(result: Result) -> str:
