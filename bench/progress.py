@@ -49,8 +49,9 @@ class Progress:
         self.bars.update(self.tasks[label], completed=seen, more=f"loss {loss:.4f}")
         now = time.monotonic()
         if not self.console.is_terminal and (now - self.said > EVERY or seen >= total):
-            left = (now - self.began) * (total - seen) / max(seen, 1)
-            self.note(f"{label}: {seen:,} of {total:,} images, loss {loss:.4f}, about {left:.0f} s left")
+            took = now - self.began
+            left = f", about {took * (total - seen) / seen:.0f} s left" if took > 5 else ""
+            self.note(f"{label}: {seen:,} of {total:,} images, loss {loss:.4f}{left}")
             self.said = now
         if seen >= total:
             self.bars.remove_task(self.tasks.pop(label))
