@@ -85,7 +85,9 @@ def keep_images(plan: Plan, cell: Cell, stored: list[torch.Tensor]) -> None:
     first = stored[0][: plan.request.keep].numpy()
     path = plan.site.results / "samples" / f"{cell.key}.npz"
     with whole(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, samples=first if first.dtype == np.uint8 else first.astype(np.float16))
+        np.savez_compressed(
+            file, samples=first if first.dtype == np.uint8 else first.clip(-4, 4).astype(np.float16)
+        )
 
 
 def floor(plan: Plan) -> None:
