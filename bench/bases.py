@@ -21,7 +21,7 @@ from bench.data import Data
 from bench.diffusion import training
 from bench.diffusion.adversarial import fit_sampler
 from bench.diffusion.cld import AugmentedDenoiser, hybrid_loss
-from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.denoiser import Denoiser, untrained
 from bench.diffusion.generators import VAE, Sampler
 from bench.diffusion.networks import MLP, image_net
 from bench.diffusion.schedule import EDM
@@ -101,16 +101,13 @@ def seeded_build(recipe: Recipe, data: Data, seed: int) -> nn.Module:
         return recipe.build(data, seed)
 
 
-def new_denoiser(data: Data, seed: int = 0, **network) -> Denoiser:
+def new_denoiser(data: Data, seed: int = 0, widths=None) -> Denoiser:
     """The untrained denoiser of a data set: EDM's F form, the training set's sigma_data, all half log-SNRs
     in KNOWN.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = image_net(data.shape, **network) if data.kind == "image" else MLP(data.dim)
-    model = Denoiser(net, EDM(), data.shape, "F", data.sigma_data)
-    model.levels = data.levels
-    return model
+        return untrained(data, widths=widths)
 
 
 def exact_denoiser(data: Data, how: How = How()) -> Denoiser:

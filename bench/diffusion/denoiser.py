@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion.counting import Counted
-from bench.diffusion.networks import Headed
-from bench.diffusion.schedule import Schedule
+from bench.diffusion.networks import MLP, Headed, image_net
+from bench.diffusion.schedule import EDM, Schedule
 
 KNOWN = (-5.1, 7.0)  # the half log-SNRs our own networks are trained on
 
@@ -208,3 +208,21 @@ class Denoiser(nn.Module):
         """What the network's raw output should be for x0 and eps at times t."""
         a, b = FORMS[self.form](self.schedule.alpha(t), self.schedule.sigma(t), self.sigma_data)
         return rowwise(a, x0) * x0 + rowwise(b, x0) * eps
+
+
+def untrained(
+    data, outputs: int = 1, form: str = "F", schedule: Schedule | None = None, widths=None
+) -> Denoiser:
+    """A new denoiser for `data`, all half log-SNRs in KNOWN: the project's network for its kind and size, its
+    weights drawn from torch's generator.
+
+    outputs: channels for each channel of the data; those beyond the first are `Prediction.extra`. form: of
+    the first. widths: of the image network, instead of those of its resolution.
+    """
+    if data.kind == "image":
+        net = image_net(data.shape, channels=outputs * data.shape[0], widths=widths)
+    else:
+        net = MLP(data.dim, out=outputs * data.dim)
+    model = Denoiser(net, schedule or EDM(), data.shape, form, data.sigma_data)
+    model.levels = data.levels
+    return model
