@@ -24,7 +24,7 @@ class Cell:
     base_id: str  # sha256 of its weights
     train_seed: int
     images: int | None  # training budget of the method itself, None where it has no training
-    ask: str  # "sample" | "nll"
+    ask: str  # "sample" | "nll" | "bound"
     nfe: int
     seed: int
     samples: int

@@ -11,8 +11,8 @@ class Method:
     """A method of the surveys; its annotated fields are its hyper-parameters. Declarations are literals.
 
     A subclass becomes a frozen dataclass of its annotated fields. The first line of its docstring is its
-    name in tables. It may implement any of `build`, `train`, `sample` and `nll`; what it does not implement
-    it does not have.
+    name in tables. It may implement any of `build`, `train`, `sample`, `nll` and `bound`; what it
+    does not implement it does not have.
     """
 
     paper = ""  # "arXiv:2010.02502"; required
@@ -20,6 +20,7 @@ class Method:
     leaf: typing.ClassVar[str] = ""  # its leaf, only for a plugin that lies outside the zoo
     base: typing.ClassVar[str | None] = "denoiser"  # a recipe of bases.py; None to build its own
     also: typing.ClassVar[tuple] = ()  # more recipes it needs; `base` is then a ModuleDict of all, by name
+    # the kinds of data it is for, of which it sees the data as the first it can: see bench.data.KINDS
     kinds: typing.ClassVar[set] = {"image", "vector"}
     schedules: typing.ClassVar[tuple] = (
         "vp",
@@ -28,7 +29,7 @@ class Method:
         "ve",
         "edm",
         "flow",
-    )  # the first is its default
+    )  # the first is its default; none where it has a process of its own
     # global order of convergence with the paper's own start and end; a dict by schedule where they differ
     order: typing.ClassVar[int | dict | None] = None
     least: typing.ClassVar[int] = 1  # evaluations below which it is undefined; smaller budgets print "<least"
@@ -40,8 +41,8 @@ class Method:
         False  # it picks its own number of evaluations, from its field `tolerance`
     )
     batchwise: typing.ClassVar[bool] = False  # its steps depend on the whole chunk, as its paper has it
-    likelihood: typing.ClassVar[str | None] = None  # "elbo" | "ode"
-    dequantise: typing.ClassVar[str] = "uniform"  # | "own" | "none"
+    likelihood: typing.ClassVar[str | None] = None  # what `nll` is: "elbo" | "ode"
+    dequantise: typing.ClassVar[str] = "uniform"  # | "own" (a field `dequantisation` names which) | "none"
     version: typing.ClassVar[int] = 1  # raised when its numbers change
 
     schedule: str = ""  # the schedule it is seen under; "" is the first of `schedules`
@@ -67,19 +68,20 @@ class Method:
         """
         return model.prior(n, generator, device)
 
-    # sample(self, model, x, nfe) -> Tensor of the data's shape, and
-    # nll(self, model, x, nfe) -> nats, one a row, or a dict of named terms that sum to it: implemented or
-    # absent.
+    # Implemented or absent:
+    # sample(self, model, x, nfe) -> Tensor of the data's shape,
+    # nll(self, model, x, nfe) -> nats, one a row, or a dict of named terms that sum to it, and
+    # bound(self, model, x, nfe), the same for a variational bound, of a method whose nll is none.
 
 
 dataclasses.dataclass(frozen=True, kw_only=True)(Method)
 
 
 def abilities(cls: type[Method]) -> list[str]:
-    """Which of train, sample and nll the class implements."""
+    """Which of train, sample, nll and bound the class implements."""
     return [
         name
-        for name in ("train", "sample", "nll")
+        for name in ("train", "sample", "nll", "bound")
         if getattr(cls, name, None) not in (None, getattr(Method, name, None))
     ]
 
@@ -89,5 +91,5 @@ def parameters(method: Method) -> dict[str, object]:
     default.
     """
     found = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
-    found["schedule"] = method.schedule or method.schedules[0]
+    found["schedule"] = method.schedule or next(iter(method.schedules), "")
     return found

@@ -74,5 +74,5 @@ class Progress:
 
     @staticmethod
     def name(cell) -> str:
-        what = "likelihood" if cell.ask == "nll" else "samples"
+        what = {"sample": "samples", "nll": "likelihood", "bound": "bound"}[cell.ask]
         return f"{cell.method}, {cell.nfe} NFE, seed {cell.seed}, {what}"

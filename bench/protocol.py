@@ -8,7 +8,7 @@ PRECISION = "float32"
 
 def of(ask: str, data, extractor, count: int, chunk: int, dequantise: str = "none") -> dict:
     """What decides a number besides the method: one of `count` samples, or of `count` test rows."""
-    if ask == "nll":
+    if ask != "sample":
         return of_likelihood(data, count, chunk, dequantise)
     return of_samples(data, extractor, count, chunk)
 

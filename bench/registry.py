@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
-ABILITIES = ("train", "sample", "nll")
+ABILITIES = ("train", "sample", "nll", "bound")
 
 
 @dataclass(frozen=True)

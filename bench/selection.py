@@ -1,5 +1,6 @@
 """Which methods a request names: by name, by our categories and leaves, or by a survey's own labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,15 +37,17 @@ class Chosen:
     skipped: tuple[str, ...] = ()
 
 
-def selected(selection: Selection, kind: str) -> Chosen:
-    """The methods of a selection that are defined for this kind of data; the whole zoo if it is empty."""
+def selected(selection: Selection, kinds: Sequence[str]) -> Chosen:
+    """The methods of a selection that are defined for data of these kinds, the first being its own; the whole
+    zoo if it is empty.
+    """
     known = registry.plugins(selection.plugin_files)
     named = [found for text in selection.methods for found in registry.parsed(text, known)]
     by_label = bool(selection.category or selection.leaf or selection.survey)
     for plugin, _ in named:
-        if kind not in plugin.kinds:
+        if not set(kinds) & set(plugin.kinds):
             raise click.BadParameter(
-                f"{plugin.name} is for {' or '.join(plugin.kinds)} data, and this is {kind} data."
+                f"{plugin.name} is for {' or '.join(plugin.kinds)} data, and this is {kinds[0]} data."
             )
     names = {plugin.name for plugin, _ in named}
     baselines: set[str] = set()
@@ -57,12 +60,12 @@ def selected(selection: Selection, kind: str) -> Chosen:
             if BASE_LIKELIHOOD in known and BASE_LIKELIHOOD not in chosen:
                 only_nll = {BASE_LIKELIHOOD}
         for name in sorted((chosen | baselines | only_nll) - names, key=lambda n: (known[n].folder, n)):
-            if kind in known[name].kinds:
+            if set(kinds) & set(known[name].kinds):
                 named.append((known[name], {}))
             else:
                 skipped.append(f"{name} is for {' or '.join(known[name].kinds)} data")
     if not named:
-        raise click.ClickException(f"nothing that was selected is defined for {kind} data.")
+        raise click.ClickException(f"nothing that was selected is defined for {kinds[0]} data.")
     return Chosen(named, frozenset(baselines), frozenset(only_nll), tuple(skipped))
 
 

@@ -78,7 +78,7 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
     """The cell's method and model: built, and trained or loaded where the method trains."""
     plugin = registry.find(cell.method, registry.plugins(site.plugin_files))
     method = plugin.make(json.loads(cell.parameters))
-    data = load(cell.data)
+    data = load(cell.data).seen_by(method.kinds)
     how = bases.How(site.device, report, site.minutes, site.threads)
     base = bases_of(plugin, method, cell, site)
     flow = (base["denoiser"] if plugin.recipes[1:] else base) if plugin.from_prior else None
@@ -192,7 +192,7 @@ def ask(
     if tolerance is not None:
         method = replace(method, tolerance=tolerance)
     micro_batch = site.micro_batch or default_micro_batch(data, site.device)
-    question = sample if cell.ask == "sample" else nll
+    question = sample if cell.ask == "sample" else likelihood
     slack = SLACK if method.adaptive and cell.ask == "sample" else 1.0
     while True:
         n = cell.chunk if cell.ask == "sample" else len(cell.rows_of(number))
@@ -238,13 +238,13 @@ def sample(
     broken = int((~samples.isfinite().flatten(1).all(1)).sum())
     if broken:
         raise FloatingPointError(f"{broken:,} of {cell.chunk:,} samples are not finite")
-    stored = data.quantise(samples.float().cpu())[
-        : len(cell.rows_of(number))
-    ]  # a last chunk is drawn whole and cut
+    own = load(cell.data)  # which the method may have seen as another kind
+    samples = own.back(samples.cpu(), data.kind)[: len(cell.rows_of(number))]  # a last chunk is drawn whole
+    stored = own.quantise(samples)
     return {"samples": stored.contiguous()}
 
 
-def nll(
+def likelihood(
     method: Method, model: nn.Module, data: Data, cell: Cell, number: int, device: str
 ) -> dict[str, Tensor]:
     generator = seed_all(cell, number)
@@ -252,18 +252,20 @@ def nll(
     x = data.scale(data.test[rows.start : rows.stop])
     if data.levels and method.dequantise == "uniform":
         x = x + (torch.rand(x.shape, generator=generator) * 2 - 1) / (data.levels - 1)
-    nats = method.nll(model, x.to(device), cell.nfe)
+    nats = getattr(method, cell.ask)(model, x.to(device), cell.nfe)
     terms = nats if isinstance(nats, dict) else {"nll": nats}
+    if data.kind == "tokens" != load(cell.data).kind:  # of probabilities, and not of densities as of images
+        terms = terms | {"bins": torch.full((len(rows),), data.dim * math.log(2 / (data.levels - 1)))}
     total = sum(terms.values())
     if total.shape != (len(rows),):
-        raise ValueError(f"nll gave shape {tuple(total.shape)} for {len(rows)} rows")
+        raise ValueError(f"{cell.ask} gave shape {tuple(total.shape)} for {len(rows)} rows")
     if bool(total.isnan().any()):
         raise FloatingPointError("the likelihood is not a number")
     found = {"nats": total.double().cpu()} | {
         f"term/{name}": t.double().cpu().contiguous() for name, t in terms.items()
     }
     if data.exact is not None:
-        found["exact"] = -data.exact.log_prob(x.double()).cpu()
+        found["exact"] = -data.exact.log_prob(x.double() if x.is_floating_point() else x).cpu()
     return found
 
 

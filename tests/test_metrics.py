@@ -15,8 +15,8 @@ from bench.metrics.likelihood import bits_per_dim, measure_excess, measure_nll
 from bench.metrics.pairs import kid, precision_recall
 from bench.metrics.references import Reference
 
-DIGITS = SimpleNamespace(shape=(1, 8, 8), levels=17)
-VECTORS = SimpleNamespace(shape=(3,), levels=None)
+DIGITS = SimpleNamespace(kind="image", shape=(1, 8, 8), levels=17)
+VECTORS = SimpleNamespace(kind="image", shape=(3,), levels=None)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -67,11 +67,9 @@ def test_a_misspelt_metric_is_answered_with_the_nearest_name():
         names.find("precison")
 
 
-def test_the_default_metrics_of_a_kind_are_defined_on_it():
-    assert "is" in names.default_metrics("image") and "is" not in names.default_metrics("vector")
-    assert "exact_nll" in names.default_metrics("image", exact=True)
-    for kind in ("image", "vector", "tokens"):
-        assert all(kind in names.METRICS[name].kinds for name in names.default_metrics(kind))
+def test_the_metrics_that_a_kind_has_by_default_are_defined_on_it():
+    for kind, metrics in names.OF_KIND.items():
+        assert all(kind in names.METRICS[name].kinds for name in metrics)
 
 
 # against torch-fidelity

@@ -12,6 +12,7 @@ import click
 from bench import taxonomy
 from bench.checks import Skip, Wrong
 from bench.checks.subject import Subject
+from bench.data import KINDS
 from bench.diffusion.schedule import SCHEDULES
 from bench.method import Method
 
@@ -89,14 +90,18 @@ def declarations(subject: Subject) -> str:
         if name not in ("schedule",) and default is None and "None" not in fields[name][0]:
             raise Wrong(f"its hyper-parameter {name} has no default: give it the paper's.")
     unknown = [name for name in declared.get("schedules", ()) if name not in SCHEDULES]
-    if unknown or not declared.get("schedules", ("vp",)):
+    if unknown or ("denoiser" in plugin.recipes and not declared.get("schedules", ("vp",))):
         raise Wrong(f"schedules = {declared['schedules']!r}: name some of {', '.join(SCHEDULES)}.")
     if declared.get("least", 1) < 1:
         raise Wrong("least is an evaluation or more.")
+    if not set(KINDS) >= set(plugin.kinds):
+        raise Wrong(f"kinds = {set(plugin.kinds)!r}: name some of {', '.join(KINDS)}.")
     if not {"sample", "nll"} & set(plugin.abilities):
         raise Wrong("it can neither sample nor tell a likelihood: write sample(self, model, x, nfe).")
     if ("nll" in plugin.abilities) != (declared.get("likelihood") in ("elbo", "ode")):
         raise Wrong('nll and likelihood = "elbo" or "ode" go together: it has one without the other.')
+    if "bound" in plugin.abilities and declared.get("likelihood") != "ode":
+        raise Wrong('bound stands beside a likelihood = "ode"; a method that has only a bound calls it nll.')
     if declared.get("dequantise", "uniform") not in ("uniform", "own", "none"):
         raise Wrong('dequantise is "uniform", "own" or "none".')
     if declared.get("adaptive") and "tolerance" not in fields:

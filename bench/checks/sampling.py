@@ -32,6 +32,7 @@ def far(a: Tensor, b: Tensor) -> float:
     """The largest difference, in units of the range of b; infinite where one is no number."""
     if a.shape != b.shape:
         return float("inf")
+    a, b = a.double(), b.double()
     gap = float((a - b).abs().max() / (b.max() - b.min()).clamp(min=1e-12))
     return gap if gap == gap else float("inf")
 
@@ -114,8 +115,8 @@ def counter(subject: Subject) -> str:
     questions = {}
     if "sample" in subject.plugin.abilities:
         questions["sample"] = (asked.method.sample, start(asked, n))
-    if "nll" in subject.plugin.abilities:
-        questions["nll"] = (asked.method.nll, asked.data.scale(asked.data.test[:n]))
+    for name in {"nll", "bound"} & set(subject.plugin.abilities):
+        questions[name] = (getattr(asked.method, name), asked.data.scale(asked.data.test[:n]))
     for name, (ask, x) in questions.items():
         watch = Watch(asked.model, n)
         with torch.no_grad(), counting(asked.model) as tallies, watch:
@@ -127,8 +128,8 @@ def counter(subject: Subject) -> str:
             raise Wrong(
                 f"in {name} {watch.passed} rows pass its networks and {counted} are counted: let tallies be."
             )
-        if name == "nll" and counted > nfe * n:
-            raise Wrong(f"nll asks {counted / n:g} evaluations a row at a budget of {nfe}.")
+        if name != "sample" and counted > nfe * n:
+            raise Wrong(f"{name} asks {counted / n:g} evaluations a row at a budget of {nfe}.")
     return "no network is used behind the counter's back"
 
 
@@ -197,13 +198,13 @@ def input_(subject: Subject) -> str:
         drawn(asked, nfe, x=x)
         if not torch.equal(x, before):
             raise Wrong("sample writes to the x it is given: begin with x = x.clone().")
-    if "nll" in subject.plugin.abilities:
+    for name in {"nll", "bound"} & set(subject.plugin.abilities):
         x = asked.data.scale(asked.data.test[:n])
         before = x.clone()
         with torch.no_grad():
-            asked.method.nll(asked.model, x, nfe)
+            getattr(asked.method, name)(asked.model, x, nfe)
         if not torch.equal(x, before):
-            raise Wrong("nll writes to the x it is given: begin with x = x.clone().")
+            raise Wrong(f"{name} writes to the x it is given: begin with x = x.clone().")
     if settings != (torch.get_default_dtype(), torch.get_num_threads()):
         raise Wrong("it changes torch's default dtype or number of threads: leave both alone.")
     return "what it is given stays as it is"

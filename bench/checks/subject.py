@@ -64,7 +64,7 @@ class Subject:
 
     @property
     def schedules(self) -> tuple[str, ...]:
-        return tuple(self.cls.schedules)
+        return tuple(self.cls.schedules) or ("",)
 
     @cached_property
     def kinds(self) -> list[str]:

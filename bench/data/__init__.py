@@ -5,6 +5,7 @@ Light to import: torch, scikit-learn, PIL and torchvision come in when a data se
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -36,6 +37,16 @@ NAMES = {
     "mixture-fashion": "exact",
     "mixture-cifar10": "exact",
 }
+# A kind of data, and the kinds it can be seen as, itself first. Tokens are whole numbers from 0 to levels - 1;
+# a box is [-1, 1] in every dimension.
+KINDS = {
+    "image": ("image",),
+    "vector": ("vector",),
+    "tokens": ("tokens",),
+    "sphere": ("sphere",),
+    "torus": ("torus",),
+    "box": ("box", "vector"),
+}
 PREFIXES = {"folder": "folder", "npz": "folder", "mixture": "exact"}
 
 
@@ -43,7 +54,8 @@ PREFIXES = {"folder": "folder", "npz": "folder", "mixture": "exact"}
 class Data:
     """One data set: what methods are trained on (`train`) and measured against (`test`).
 
-    Both are (N, *shape) in stored form: uint8 levels 0..levels-1 where `levels` is set, else float32.
+    `kind` is one of KINDS. Both are (N, *shape) in stored form: uint8 levels 0..levels-1 where `levels` is
+    set, else float32.
     `labels` and `test_labels` are (N,) int64. `exact` is the distribution itself, in float64, where it is
     known. `sources` are the .npy files that train and test are mapped from, if they are.
     """
@@ -81,13 +93,19 @@ class Data:
         return float((share @ value**2 - (share @ value) ** 2).sqrt())
 
     def scale(self, stored: Tensor) -> Tensor:
-        """Stored form to float32: level k of L becomes 2 k / (L - 1) - 1; values without levels stay."""
+        """Stored form to what methods see: level k of L becomes 2 k / (L - 1) - 1, float32; values without
+        levels stay; tokens become int64.
+        """
+        if self.kind == "tokens":
+            return stored.long()
         return stored.float() if self.levels is None else stored.float() * (2 / (self.levels - 1)) - 1
 
     def quantise(self, x: Tensor) -> Tensor:
-        """Values on the [-1, 1] scale to stored form: clipped, then the nearest level."""
+        """What methods give to stored form: clipped, then the nearest level."""
         import torch
 
+        if self.kind == "tokens":
+            return x.to(torch.uint8)
         if self.levels is None:
             return x.float()
         top = self.levels - 1
@@ -110,15 +128,29 @@ class Data:
         record = [self.name.partition(":")[0], list(self.shape), self.levels, *content]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds it can be seen as, itself first: what lies on levels is a box, and tokens as well."""
+        return KINDS[self.kind] + (("tokens", "box") if self.kind == "image" and self.levels else ())
+
     def view(self, kind: str) -> Data:
-        """The same data seen as another kind ("tokens", "box", ...); ValueError where it has no such view."""
+        """The same data seen as another kind; ValueError where it has no such view."""
         if kind == self.kind:
             return self
-        raise ValueError(f"{self.name} is of kind {self.kind!r} and has no view as {kind!r}")
+        if kind not in self.kinds:
+            raise ValueError(f"{self.name} is of kind {self.kind!r} and has no view as {kind!r}")
+        seen = copy.copy(self)
+        vars(seen).update(kind=kind)
+        return seen
+
+    def seen_by(self, kinds: set[str]) -> Data:
+        """The view that a method for these kinds has: of its own kind where it is for that."""
+        return self.view(next((kind for kind in self.kinds if kind in kinds), min(kinds)))
 
     def back(self, x: Tensor, kind: str) -> Tensor:
         """Samples of `view(kind)` as samples of this data set."""
-        self.view(kind)
+        if kind == "tokens" != self.kind:
+            return x.float() * (2 / (self.levels - 1)) - 1
         return x
 
 

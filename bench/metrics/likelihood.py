@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 
 def unit(data: "Data") -> str:
     """What likelihoods on these data are reported in."""
-    return "bits/dim" if data.levels else "nats"
+    return "bits/token" if data.kind == "tokens" else "bits/dim" if data.levels else "nats"
 
 
 def bits_per_dim(nats: Tensor, data: "Data") -> Tensor:
-    """Nats a row, of a density on [-1, 1]^D, as bits/dim on the data's levels; left as nats without levels.
+    """Nats a row, of a density on [-1, 1]^D, as bits/dim on the data's levels; of tokens, bits a token;
+    left as nats without levels.
 
     Level k of L lies at 2k/(L - 1) - 1, so its bin is 2/(L - 1) wide, which is log2((L - 1)/2) bits a
     dimension.
     """
-    return _scaled(nats, data) + (math.log2((data.levels - 1) / 2) if data.levels else 0.0)
+    return _scaled(nats, data) + _bins(data)
 
 
 def measure_nll(
@@ -38,8 +39,8 @@ def measure_nll(
     extra: dict = {"unit": unit(data)}
     if terms:
         extra["terms"] = {name: _scaled(term.double(), data).mean().item() for name, term in terms.items()}
-        if data.levels:
-            extra["terms"]["bins"] = math.log2((data.levels - 1) / 2)
+        if bins := extra["terms"].pop("bins", 0.0) + _bins(data):
+            extra["terms"]["bins"] = bins
     return of_mean(bits_per_dim(nats.double(), data), blocks, **extra)
 
 
@@ -50,6 +51,11 @@ def measure_excess(nats: Tensor, exact: Tensor, data: "Data", blocks: int = BLOC
     excess = nats.double() - exact.double()
     _refuse_nan(excess)
     return of_mean(_scaled(excess, data), blocks, unit=unit(data))
+
+
+def _bins(data: "Data") -> float:
+    """What a bin's width adds, in bits a dimension."""
+    return math.log2((data.levels - 1) / 2) if data.levels and data.kind != "tokens" else 0.0
 
 
 def _scaled(nats: Tensor, data: "Data") -> Tensor:

@@ -13,15 +13,23 @@ class Metric:
 
     name: str
     title: str
-    of: str  # "samples" | "nll"
+    of: str  # "samples" | "nll", which a variational bound is too
     better: str  # "lower" | "higher" | "target": nearest to what held-out data score
-    kinds: frozenset[str]  # of data: "image", "vector"
+    kinds: frozenset[str]  # of data: see bench.data.KINDS
     needs_extractor: bool = False
     exact: bool = False  # only for data whose distribution is known
 
 
 IMAGE = frozenset({"image"})
 EITHER = frozenset({"image", "vector"})
+ANY = frozenset({"image", "vector", "tokens", "sphere", "torus", "box"})
+# what is measured by default where it is not what images and vectors have
+OF_KIND = {
+    "tokens": ("nll", "nll_excess"),
+    "sphere": ("nll", "nll_excess"),
+    "torus": ("nll", "nll_excess"),
+    "box": ("nll", "nll_excess"),
+}
 
 METRICS = {
     metric.name: metric
@@ -32,11 +40,11 @@ METRICS = {
         Metric("precision", "precision", "samples", "higher", EITHER, needs_extractor=True),
         Metric("recall", "recall", "samples", "higher", EITHER, needs_extractor=True),
         Metric("memorisation", "distance to the training set, held-out = 1", "samples", "target", EITHER),
-        Metric("nll", "negative log-likelihood", "nll", "lower", EITHER),
+        Metric("nll", "negative log-likelihood", "nll", "lower", ANY),
         Metric("sliced_wasserstein", "sliced Wasserstein-2", "samples", "lower", EITHER, exact=True),
         Metric("exact_nll", "exact NLL of the samples", "samples", "target", EITHER, exact=True),
         Metric("distance", "distance to the converged solution", "samples", "lower", EITHER, exact=True),
-        Metric("nll_excess", "NLL above the exact one", "nll", "lower", EITHER, exact=True),
+        Metric("nll_excess", "NLL above the exact one", "nll", "lower", ANY, exact=True),
     )
 }
 
@@ -63,15 +71,3 @@ def parse(column: str) -> tuple[str, str | None]:
     if match is None:
         raise click.ClickException(f'"{column}" is no column; write a metric such as fid or fid[digits].')
     return find(match["metric"]).name, match["qualifier"]
-
-
-def default_metrics(kind: str, exact: bool | None = None) -> tuple[str, ...]:
-    """What is measured on a kind of data unless asked otherwise; `exact`: its distribution is known.
-
-    Vectors are taken to be exact and images not, unless it is said. On exact data precision, recall and KID
-    say less than the metrics that know the truth, and there is no classifier for the Inception score.
-    """
-    exact = kind == "vector" if exact is None else exact
-    known = ("fid", "sliced_wasserstein", "exact_nll", "distance", "nll", "nll_excess")
-    real = ("fid", "is", "kid", "precision", "recall", "memorisation", "nll")
-    return tuple(name for name in (known if exact else real) if kind in METRICS[name].kinds)
