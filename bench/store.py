@@ -1,6 +1,7 @@
 """The results folder: append-only rows.jsonl, the protocols the rows refer to, and both as a data frame."""
 
 import json
+import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +18,6 @@ def append(folder: Path, rows: Iterable[Row]) -> None:
     """Append rows under a lock and flush them to disk; a torn last line, left by a kill or a full disk, is
     cut off first.
     """
-    import os
-
     from filelock import FileLock
 
     text = "".join(row.line() + "\n" for row in rows).encode()
@@ -59,33 +58,71 @@ def read(folder: Path) -> list[dict]:
     path = folder / "rows.jsonl"
     if not path.exists():
         return []
-    text = path.read_bytes()
-    lines = text.split(b"\n")[:-1]  # what follows the last line's end is torn, or nothing
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line's end is torn, or nothing
     kept: dict[tuple, dict] = {}
     for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise click.ClickException(
-                f"{path}, line {number} is damaged; `bench verify {folder}` tells more."
-            ) from None
-        if not isinstance(row, dict) or not FIELDS.issuperset(row) or "key" not in row:
-            raise click.ClickException(f"{path}, line {number} is not a row of this version.")
-        if row.get("schema") != SCHEMA:
-            raise click.ClickException(
-                f"{path}, line {number} has schema {row.get('schema')}; this version reads {SCHEMA}."
-            )
+        row = parsed(line, path, number)
         if row["error"] is None:
             kept.pop((row["key"], None), None)
             kept[row["key"], row["metric"]] = row
-        elif not any((row["key"], m) in kept for m in (row["metric"],)):
+        elif (row["key"], row["metric"]) not in kept:
             kept[row["key"], None] = row
     return list(kept.values())
 
 
+def parsed(line: bytes, path: Path, number: int) -> dict:
+    """A line as a row; an error that names the line where it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise click.ClickException(f"{path}, line {number} is damaged: remove it, and run again.") from None
+    if not isinstance(row, dict) or not FIELDS.issuperset(row) or "key" not in row:
+        raise click.ClickException(f"{path}, line {number} is not a row of this version.")
+    if row.get("schema") != SCHEMA:
+        raise click.ClickException(
+            f"{path}, line {number} has schema {row.get('schema')}; this version reads {SCHEMA}."
+        )
+    return row
+
+
+class Answers:
+    """The (cell key, metric) pairs that a growing rows.jsonl answers; each line is read once."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.forget(None)
+
+    def forget(self, inode: int | None) -> None:
+        self.inode, self.end, self.lines = inode, 0, 0
+        self.pairs: set[tuple[str, str]] = set()
+
+    def now(self) -> set[tuple[str, str]]:
+        """All pairs up to the last whole line."""
+        if not self.path.exists():
+            self.forget(None)
+            return self.pairs
+        with self.path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            if stat.st_ino != self.inode or stat.st_size < self.end:
+                self.forget(stat.st_ino)
+            file.seek(self.end)
+            more = file.read()
+        for line in more.split(b"\n")[:-1]:
+            row = parsed(line, self.path, self.lines + 1)
+            self.lines, self.end = self.lines + 1, self.end + len(line) + 1
+            if row["error"] is None:
+                self.pairs.add((row["key"], row["metric"]))
+        return self.pairs
+
+
+@lru_cache
+def answers(path: Path) -> Answers:
+    return Answers(path)
+
+
 def answered(folder: Path) -> set[tuple[str, str]]:
     """The (cell key, metric) pairs that the folder answers; failures answer nothing."""
-    return {(row["key"], row["metric"]) for row in read(folder) if row["error"] is None}
+    return answers(folder.resolve() / "rows.jsonl").now()
 
 
 def frame(folder: str | Path = "runs"):

@@ -1,5 +1,6 @@
 """Measuring streams of samples: extractors, references, exact data, likelihoods, and what is refused."""
 
+import json
 import math
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.metrics import features, points
-from bench.metrics.digits_classifier import WEIGHTS, digits, load
+from bench.metrics.classifiers import FEATURES, WEIGHTS, digits, load
 from bench.metrics.features import default_extractor, extractor
 from bench.metrics.fidelity import measure
 from bench.metrics.references import reference
@@ -176,18 +177,26 @@ def test_the_moments_of_a_reference_longer_than_its_rows_are_those_of_all(gaussi
 
 def test_the_shipped_digits_classifier_reads_98_percent_of_the_held_out_digits():
     _, _, images, labels = digits()
-    net, _ = load()
+    net, _ = load("digits")
     assert (net(images)[1].argmax(1) == labels).double().mean() >= 0.98
-    assert WEIGHTS.stat().st_size < 1_000_000
 
 
 def test_an_altered_classifier_is_refused(tmp_path, monkeypatch):
-    copy = tmp_path / "digits.safetensors"
-    copy.write_bytes(WEIGHTS.read_bytes()[:-1] + b"!")
-    copy.with_suffix(".json").write_bytes(WEIGHTS.with_suffix(".json").read_bytes())
-    monkeypatch.setattr("bench.metrics.digits_classifier.WEIGHTS", copy)
+    shipped = WEIGHTS / "digits.safetensors"
+    (tmp_path / "digits.safetensors").write_bytes(shipped.read_bytes()[:-1] + b"!")
+    (tmp_path / "digits.json").write_bytes(shipped.with_suffix(".json").read_bytes())
+    monkeypatch.setattr("bench.metrics.classifiers.WEIGHTS", tmp_path)
     with pytest.raises(ValueError, match="not the file its card describes"):
-        load()
+        load("digits")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_a_shipped_classifier_is_small_and_as_good_as_its_card_says(name):
+    card = json.loads((WEIGHTS / f"{name}.json").read_text())
+    assert card["held_out_accuracy"] >= {"mnist": 0.99, "fashion-mnist": 0.91}[name]
+    assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 1_500_000
+    features, logits = load(name)[0](torch.zeros(2, 1, 28, 28))
+    assert features.shape == (2, FEATURES) and logits.shape == (2, 10)
 
 
 def test_the_default_extractor_follows_from_the_data(digit_data, gaussian, monkeypatch):

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from bench.metrics.references import ROWS, cached
 if TYPE_CHECKING:
     from bench.data import Data
 
+CLASSIFIERS = ("digits", "mnist", "fashion-mnist")
 WIDEST = 256  # dimensions up to which `pixels` are the coordinates themselves
 DIRECTIONS = 64
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
@@ -59,8 +61,8 @@ def default_extractor(data: "Data") -> str:
     """The name of the extractor that measures these data unless another is asked for."""
     if data.exact is not None or data.kind == "vector":
         return "pixels"
-    if _are_digits(data):
-        return "digits"
+    if classifier := _classifier_of(data):
+        return classifier
     if _are_colour(data):
         _inception_file()  # says what is missing
         return "inception"
@@ -76,14 +78,14 @@ def register() -> None:
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-    from bench.metrics.digits_classifier import LEVELS, load
+    from bench.metrics.classifiers import RECIPES, load
 
     class DigitsFeatures(FeatureExtractorBase):
         """The digits classifier behind torch-fidelity's interface."""
 
         def __init__(self, name: str, features_list: list[str], **_: object) -> None:
             super().__init__(name, features_list)
-            self.net, _ = load()
+            self.net, _ = load("digits")
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
@@ -102,7 +104,7 @@ def register() -> None:
             return torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
 
         def forward(self, stored: Tensor) -> tuple[Tensor, ...]:
-            features, logits = self.net(stored.float() * (2 / (LEVELS - 1)) - 1)
+            features, logits = self.net(stored.float() * (2 / (RECIPES["digits"].levels - 1)) - 1)
             found = {"features": features, "logits": logits}
             return tuple(found[name] for name in self.features_list)
 
@@ -110,22 +112,23 @@ def register() -> None:
         register_feature_extractor("taxobench-digits", DigitsFeatures)
 
 
-def _digits(data: "Data", device: torch.device) -> Extractor:
-    """The shipped classifier of 8 x 8 digits: 64 features, 10 logits."""
-    from bench.metrics.digits_classifier import load
+def _classifier(name: str, data: "Data", device: torch.device) -> Extractor:
+    """A shipped classifier of small grey images: 64 features, 10 logits."""
+    from bench.metrics.classifiers import FEATURES, RECIPES, load
 
-    if not _are_digits(data):
+    side, levels = RECIPES[name].side, RECIPES[name].levels
+    if (tuple(data.shape), data.levels) != ((1, side, side), levels):
         raise click.ClickException(
-            f"The extractor digits sees 8 x 8 images of 17 levels, which {data.name} is not."
+            f"The extractor {name} sees {side} x {side} images of {levels} levels, which {data.name} is not."
         )
-    net, sha256 = load()
+    net, sha256 = load(name)
     net = net.to(device)
 
     def compute(stored: Tensor) -> dict[str, Tensor]:
         features, logits = net(data.scale(stored).to(device))
         return {"features": features, "logits": logits}
 
-    return Extractor("digits", sha256, 64, compute, classes=10)
+    return Extractor(name, sha256, FEATURES, compute, classes=10)
 
 
 def _pixels(data: "Data", device: torch.device) -> Extractor:
@@ -195,8 +198,11 @@ def _inception_file() -> Path:
     return path
 
 
-def _are_digits(data: "Data") -> bool:
-    return tuple(data.shape) == (1, 8, 8) and data.levels == 17
+def _classifier_of(data: "Data") -> str | None:
+    """The shipped classifier that was made for these data: by its name, and digits by their form."""
+    if tuple(data.shape) == (1, 8, 8) and data.levels == 17:
+        return "digits"
+    return data.name if data.name in CLASSIFIERS else None
 
 
 def _are_colour(data: "Data") -> bool:
@@ -204,7 +210,7 @@ def _are_colour(data: "Data") -> bool:
 
 
 BUILDERS: dict[str, Callable[["Data", torch.device], Extractor]] = {
-    "digits": _digits,
+    **{name: partial(_classifier, name) for name in CLASSIFIERS},
     "pixels": _pixels,
     "inception": _inception,
 }
