@@ -28,7 +28,7 @@ from bench.diffusion.counting import Counted
 from bench.diffusion.denoiser import rowwise
 from bench.diffusion.schedule import at
 
-TRAINED_FROM = 1e-5  # the earliest time of the loss (appendix B); sampling ends at the process's t_min
+TRAINED_FROM = 1e-5  # the loss's earliest time, as in its authors' code; sampling ends at the process's t_min
 
 
 @dataclass(frozen=True)

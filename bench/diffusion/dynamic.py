@@ -11,7 +11,7 @@ def cheapest_paths(cost: Tensor, most: int, growth: float = 1.0) -> tuple[Tensor
     not allowed; what is on and below the diagonal is not read. The n-th step of a path, counted from 0, costs
     growth^n times its entry. Returns the totals (most,), inf where there is no path, and the paths
     (most, most + 1) of point numbers: row k - 1 has its k + 1 points, then repeats the last. ValueError where
-    `most` is not between 1 and N. (Watson et al. 2021, arXiv:2106.03802, Algorithm 1.)
+    `most` is not between 1 and N. (Watson et al. 2021, arXiv:2106.03802.)
     """
     n = len(cost) - 1
     if cost.shape != (n + 1, n + 1) or not 1 <= most <= n:

@@ -26,8 +26,8 @@ class Posterior(NamedTuple):
 
 
 def posterior(schedule: Schedule, s: Tensor, t: Tensor) -> Posterior:
-    """The reverse transition from s to t < s given x0 (Ho et al. 2020, eq. 6-7; Kingma et al. 2021, eq.
-    25-27 for any two times).
+    """The reverse transition from s to t < s given x0 (Ho et al. 2020, eq. 6-7; Kingma et al. 2021
+    for any two times).
     """
     alpha_s, alpha_t, var_s, var_t = (
         schedule.alpha(s),
@@ -89,7 +89,7 @@ def clipped(x0: Tensor, bound: float | None) -> Tensor:
 
 def moment(k: int, h: Tensor) -> Tensor:
     """The integral of e^(h - u) u^k / k! over u from 0 to h, h of either sign: h^(k + 1) phi_{k + 1}(h) of
-    the exponential integrators (Hochbruck & Ostermann 2010, eq. 2.10-2.11).
+    the exponential integrators (Hochbruck & Ostermann 2010).
     """
     if k == 0:
         return h.expm1()
@@ -110,7 +110,7 @@ def by_eps(schedule: Schedule, x: Tensor, s: Tensor, t: Tensor, *derivatives: Te
 
 
 def by_x0(schedule: Schedule, x: Tensor, s: Tensor, t: Tensor, *derivatives: Tensor) -> Tensor:
-    """The same if x0 were the polynomial (Lu et al. 2022, arXiv:2211.01095, eq. 9)."""
+    """The same if x0 were the polynomial (Lu et al. 2022, arXiv:2211.01095)."""
     h = schedule.lam(t) - schedule.lam(s)
     x = schedule.sigma(t) / schedule.sigma(s) * x
     for k, derivative in enumerate(derivatives):

@@ -6,7 +6,9 @@ one goes back (eq. 46) by
     x_t = (2 - c) x_s + v score(x_s) + sqrt(v) noise.
 
 Under VE a Langevin step at s comes before it (Algorithm 4), with signal-to-noise ratio 0.16; under VP and
-sub-VP there is none (the settings behind table 2). The last step, to time 0, returns its mean.
+sub-VP there is none (appendix H.1: the samples of table 3). For the models of table 3 that are trained in
+continuous time the authors take Euler and Maruyama's predictor under VP and sub-VP, which is the method
+"euler_maruyama" here. The last step, to time 0, returns its mean.
 """
 
 from itertools import pairwise

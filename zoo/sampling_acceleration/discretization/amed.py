@@ -2,16 +2,17 @@
 
 Trajectories of the probability flow lie nearly in a plane, so that by the mean value theorem some direction
 on the way takes a step almost exactly to its end. In z = x / alpha against r = sigma / alpha, from r_s to
-r_t (section 3.2, eq. 9-11),
+r_t (eq. 9),
 
     r_m = r_t^p r_s^(1 - p),    z_m = z_s + (r_m - r_s) eps(z_s, r_s),
     z_t = z_s + c (r_t - r_s) eps(z_m, r_m),
 
 and the predictor g makes p in (0, 1) and c of each sample from the bottleneck of the UNet in its evaluation
 at z_s, averaged over channels, and from r_s and r_t. It is distilled step by step, from a teacher's points
-to the teacher's next. p = 1/2 and c = 1, the predictor's start, is DPM-Solver-2. An odd budget has one
-evaluation less: the first direction is then z / sqrt(1 + r^2), the analytical first step. Networks that have
-no bottleneck tell the predictor their output instead.
+to the teacher's next; the paper updates it after every step (eq. 14), here once for the steps' weighted sum.
+p = 1/2 and c = 1, the predictor's start, is DPM-Solver-2. An odd budget has one evaluation less: the first
+direction is then z / sqrt(1 + r^2), the analytical first step. Networks that have no bottleneck tell the
+predictor their output instead.
 """
 
 import copy
@@ -37,7 +38,7 @@ class AMED(Method):
     per_nfe = True
     share = 0.025  # images are here the student's steps; its authors' code takes 10,000 trajectories
 
-    spacing: str = "karras"
+    spacing: str = "karras"  # the paper has steps even in DDPM's time for CIFAR-10, FFHQ and ImageNet
     teacher: int = 1  # points of the teacher, Heun's method, between two of the student (the paper's M)
     bound: float = 0.01  # c is within 1 - bound and 1 + bound
     time_bound: float = 0.0  # how far the time told to the network at z_m may be from r_m, likewise; 0 is not

@@ -1,14 +1,14 @@
 """DDSS: a sampler of few steps whose every coefficient is learned by gradients of sample quality.
 
-The generalised Gaussian family (GGDM, section 3) draws the next state from all that came before it,
+The generalised Gaussian family (GGDM) draws the next state from all that came before it,
 
     x_{i+1} = sum over u <= i of m_{iu} x_u + c_i x0 + d_i noise.
 
 With the true x0 for the network's each state is a_i x0 + w_i . (all noises drawn so far), where a and w
-follow the same recursion (Theorem 1); so the network is told that x_i has the scales a_i and |w_i|, and
+follow the same recursion; so the network is told that x_i has the scales a_i and |w_i|, and
 learning coefficients learns times too. From DDIM's coefficients on, all are learned by descending the kernel
 distance (KID) between samples and data through the whole sampler, reparametrised, with the network's
-activations recomputed on the way back (section 4). The paper takes Inception's features; here they are the
+activations recomputed on the way back. The paper takes Inception's features; here they are the
 pixels and what enters the base network's last layer, so that no extractor that measures has been trained on.
 """
 
@@ -35,7 +35,7 @@ class DDSS(Method):
     share = 0.1  # images are here the states shown to the network
 
     spacing: str = "time"  # of DDIM's grid, which learning starts from
-    degree: int = 3  # of the polynomial kernel: KID's own; the paper's default is 1
+    degree: int = 3  # of the polynomial kernel: KID's own; 1 compares means
     lam: float = 1.0  # the half log-SNR at which the base network is asked for features of clean data
     lr: float = 0.02  # divided by the steps
 

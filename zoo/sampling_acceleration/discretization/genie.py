@@ -9,7 +9,7 @@ had in the network's own pass. The head makes three parts of it, the mixed param
 
     d eps/dg = -k1 / g + g k2 / (1 + g^2) + k3 / (g (1 + g^2)),
 
-and is fitted to the product with the weight g^2 (eq. 12). It sees the features before the last layer; the
+and is fitted to the product with the weight g^2. It sees the features before the last layer; the
 paper's sees x and eps beside them. Untrained it is 0, and the method DDIM.
 """
 
@@ -36,7 +36,7 @@ class GENIE(Method):
     afs: bool = False  # the first step along z / sqrt(1 + g^2) instead of eps, which needs no evaluation
     denoise: bool = False  # spend the last evaluation on the mean at t_min
     hidden: int = 64  # width of the head
-    lr: float = 1e-3
+    lr: float = 1e-3  # its authors' 5e-5, with a head of 128 channels
 
     def build(self, base: Denoiser, data, nfe: int) -> Denoiser:
         outputs = (3 * base.shape[0], *base.shape[1:])

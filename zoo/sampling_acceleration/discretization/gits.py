@@ -4,7 +4,7 @@ Trajectories of the probability flow have all much the same shape, so that a few
 must be short. Along the trajectories z_0 .. z_N of a fine grid, in z = x / alpha against r = sigma / alpha,
 the step from point i straight to point j arrives at z_i + (r_j - r_i) eps_i, and its cost is how much
 farther than z_j that lies from the straight line through z_0 and z_N. The grid of K steps is the path from
-0 to N that minimises the sum over its steps n of gamma^n cost_n (Algorithm 1); one programme finds all K.
+0 to N that minimises the sum over its steps n of gamma^n cost_n; one programme finds all K.
 The solver is iPNDM, as in the paper's best results; p = 1 is DDIM.
 """
 

@@ -7,7 +7,7 @@ from s to t > 0 of DDPM with a fixed variance p, with v and c the posterior's va
 
 depends on the network only by its error at s, so that one evaluation a candidate time and image gives the
 whole table; L(s, 0) is the reconstruction from s. The cheapest path of K steps through the table is the
-schedule (Algorithms 1 and 2): one table serves every K. Sampling and bound are DDPM's.
+schedule: one table serves every K. Sampling and bound are DDPM's.
 """
 
 import torch

@@ -46,7 +46,7 @@ class ConsistencyTraining(Method):
     s1: int = 150  # 1280 with `improved`
     mu0: float = 0.9  # of the first recipe alone
     warm: bool = False  # begin with the denoiser's weights
-    spacing: str = "karras"  # of the times of multistep sampling
+    spacing: str = "karras"  # of the times of multistep sampling; the paper searches them for the best FID
 
     def build(self, base: Denoiser, data, nfe: int) -> nn.Module:
         return Students({"student": student_of(base, data, self.warm)})

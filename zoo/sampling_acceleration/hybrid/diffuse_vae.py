@@ -1,6 +1,6 @@
 """DiffuseVAE: a VAE draws the sample at large, and a diffusion model that is shown it draws the rest.
 
-In the paper's formulation 1 (section 3.2) the forward process is as ever, and the denoiser is given the VAE's
+In the paper's formulation 1 the forward process is as ever, and the denoiser is given the VAE's
 reconstruction beside x, as more channels:
 
     x0(x_t, t, decoder(z)),    z ~ q(z | x0) in training, z ~ N(0, I) in sampling.
@@ -29,7 +29,7 @@ class DiffuseVAE(Method):
     base = "vae"
     schedules = ("ddpm", "vp", "vp_cosine", "subvp", "ve", "edm", "flow")
 
-    eta: float = 1.0  # 0 is DDIM
+    eta: float = 1.0  # 0 is DDIM; its authors' code has DDPM with the upper variance for CIFAR-10
     spacing: str = "time"
 
     def build(self, base: nn.Module, data, nfe: int) -> nn.Module:

@@ -2,7 +2,7 @@
 time.
 
 With z = x / alpha and r = sigma / alpha the flow is dz = eps dr. Over a step from s to t the method puts
-for eps the polynomial in time through its values at s and at the times before it (eq. 14 and 15),
+for eps the polynomial in time through its values at s and at the times before it,
 
     x_t = (alpha_t / alpha_s) x_s + sum_j C_j eps_j,
     C_j = alpha_t * integral from s to t of l_j(tau) r'(tau) dtau,

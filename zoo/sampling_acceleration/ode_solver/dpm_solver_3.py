@@ -8,7 +8,7 @@ paper, r_1 = 1/3 and r_2 = 2/3), x goes
     to t with eps on the line in lambda through eps_s and eps_n,
 
 each solved exactly; that is three evaluations. The paper spends any budget exactly ("DPM-Solver-fast",
-section 3.4): 3k evaluations are steps of orders 3, ..., 3, 2, 1, 3k + 1 are 3, ..., 3, 1, and 3k + 2 are 3,
+section 3.3): 3k evaluations are steps of orders 3, ..., 3, 2, 1, 3k + 1 are 3, ..., 3, 1, and 3k + 2 are 3,
 ..., 3, 2, all even in lambda.
 """
 

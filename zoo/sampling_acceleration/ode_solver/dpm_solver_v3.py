@@ -10,7 +10,7 @@ l makes f depend on z as little as possible, and s and b make g change as little
 diagonal of the Jacobian of z - x0 (eq. 58), s and b the regression of df/dlambda along the flow on f (eq.
 60, 61), found by forward-mode derivatives on noised data. g is the polynomial in lambda through its last
 three values; a corrector of the same order repeats the step with the newest among them (Algorithm 2),
-without evaluations of its own. With l = 1 and s = b = 0 it is DPM-Solver++ (appendix A.2).
+without evaluations of its own. With l = 1 and s = b = 0 it is DPM-Solver++ (appendix A).
 """
 
 import torch
@@ -31,8 +31,8 @@ class DPMSolverV3(Method):
 
     p: int = 3
     spacing: str = "lambda"
-    corrector: bool = True
-    lower_order_final: bool = True
+    corrector: bool = True  # with EDM's network the paper has it up to 6 evaluations only
+    lower_order_final: bool = True  # its authors' code's default; Algorithm 2 does not lower it
     knots: int = 120  # where the statistics are taken, even in lambda; the paper takes 120 to 1200
     points: int = 1024  # noised data at each; the paper takes 1024 to 4096
 

@@ -24,7 +24,7 @@ class DPMSolverPP2M(Method):
     order = 2
 
     spacing: str = "lambda"
-    lower_order_final: bool = True  # with few steps, end on one of first order
+    lower_order_final: bool = True  # below 15 steps, end on one of first order; the authors' later code: 10
 
     def sample(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
         schedule = denoiser.schedule

@@ -1,6 +1,6 @@
 """DPM-Solver++(2S): a second-order singlestep solver of the diffusion ODE in log-SNR, for data prediction.
 
-With h = lambda_t - lambda_s and m the time half-way in lambda (Algorithm 1 of the paper, r = 1/2),
+With h = lambda_t - lambda_s and m the time half-way in lambda (the paper's r = 1/2),
 
     x_m = (sigma_m / sigma_s) x_s - alpha_m (e^{-h/2} - 1) x0(x_s, s)
     x_t = (sigma_t / sigma_s) x_s - alpha_t (e^{-h} - 1) x0(x_m, m).

@@ -2,7 +2,7 @@
 prediction.
 
 Over h = lambda_t - lambda_s the data prediction is taken to be the parabola through its last three values:
-the paper's expansion (eq. 9) of order 3. With x0' and x0'' the parabola's derivatives in lambda at s,
+the paper's expansion of order 3. With x0' and x0'' the parabola's derivatives in lambda at s,
 
     x_t = (sigma_t / sigma_s) x_s - alpha_t (e^{-h} - 1) x0
           + alpha_t (e^{-h} - 1 + h) x0' - alpha_t (e^{-h} - 1 + h - h^2 / 2) x0''.
@@ -29,7 +29,7 @@ class DPMSolverPP3M(Method):
     order = 3
 
     spacing: str = "lambda"
-    lower_order_final: bool = True  # with few steps, end on one of second and one of first order
+    lower_order_final: bool = True  # below 15 steps, end on one of second and one of first order
     curvature: float = 1.0  # share of x0'' that is used
 
     def sample(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:

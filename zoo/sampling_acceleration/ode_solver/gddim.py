@@ -2,17 +2,17 @@
 
 Of all R with R R^T = Sigma_t, the covariance of u_t given x0, take the one that the flow carries along,
 
-    dR/dt = (F + G G^T Sigma^-1 / 2) R    (section 4).
+    dR/dt = (F + G G^T Sigma^-1 / 2) R    (eq. 17).
 
 Then eps = R^-1 (u - a E[x0 | u]) = -R^T score does not change along the flow of a single x0, and the flow
 
     du/dt = F u + G G^T R^-T eps / 2
 
-is solved by multistep exponential integration (algorithm 1), eps being the polynomial in t through its last
+is solved by multistep exponential integration (eq. 19), eps being the polynomial in t through its last
 q + 1 values: u_t = Psi(t, s) u_s + sum_j C_j eps_j. R is the Cholesky factor L times a rotation by the angle
 -int (beta / M) (L_vv / L_xx) dt; where that begins turns eps by a constant and changes no sample.
 
-With eta > 0, the paper's lambda, noise of eta^2 G G^T is added and x0 is held over a step:
+With eta > 0, the paper's lambda, noise of eta^2 G G^T is added and x0 is held over a step (eq. 22):
 u_t = a_t x0 + Psi_hat L_s eps_L + noise of covariance Sigma_t - Psi_hat Sigma_s Psi_hat^T.
 """
 
@@ -36,7 +36,9 @@ class GDDIM(Method):
     base = "cld"
     schedules = ("vp",)  # none is read: the process is CLD's own
 
-    q: int = 2  # degree of the polynomial; the order is q + 1
+    # Degree of the polynomial; the order is q + 1, which the paper calls q. Its authors take 2 for their
+    # result at 50 evaluations; their configuration's default is 1.
+    q: int = 2
     corrector: bool = False  # correct each step but the last by the value at its end, at twice the cost
     eta: float = 0.0  # the paper's lambda: 0 is deterministic, 1 the reverse SDE; q is then 0
     stride: float = 2.0  # times are even in this root of t

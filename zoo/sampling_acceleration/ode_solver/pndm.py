@@ -1,7 +1,7 @@
 """PNDM: classical multistep formulas for the noise prediction, carried by DDIM's step, not a straight line.
 
 A step from s to t is DDIM's, with a combined noise e that Adams and Bashforth's formula of order 4 takes
-from the last four predictions (section 3.3, Algorithm 2):
+from the last four predictions:
 
     e = (55 e_s - 59 e_1 + 37 e_2 - 9 e_3) / 24,
     x_t = (alpha_t / alpha_s) x_s + (sigma_t - alpha_t sigma_s / alpha_s) e.

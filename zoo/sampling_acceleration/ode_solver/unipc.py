@@ -1,11 +1,11 @@
 """UniPC: a predictor and a corrector of one form and any order, for the data prediction in log-SNR.
 
 A step goes over h = lambda_t - lambda_s from what is known at s and at the p - 1 times before it. With r_k =
-(lambda_k - lambda_s) / h and D_k = x0_k - x0_s, both are (Algorithms 5-8, data prediction)
+(lambda_k - lambda_s) / h and D_k = x0_k - x0_s, both are
 
     x_t = (sigma_t / sigma_s) x_s - alpha_t (e^{-h} - 1) x0_s - alpha_t B(h) sum_k a_k D_k / r_k,
 
-and the a solve the linear system that makes the terms up to h^p exact (eq. 5-6). The corrector takes the
+and the a solve the linear system that makes the terms up to h^p exact. The corrector takes the
 time t itself as one more point, r = 1. Its evaluation at the predicted x_t is also the next step's, so a
 step costs one evaluation; the last is predicted only.
 """
@@ -23,12 +23,13 @@ class UniPC(Method):
     """UniPC"""
 
     paper = "arXiv:2302.04867"
+    version = 2
     # p + 1 = 4 inside; it starts and, with lower_order_final, ends on steps of lower order, which under the
     # other schedules are too small an error for the order to settle.
     order = {"vp": 2, "ve": 2, "vp_cosine": 2}
 
     p: int = 3
-    variant: str = "B2"  # B(h) = e^h - 1; "B1" is h (section 3.5)
+    variant: str = "B1"  # B(h) = h, its authors' code's default; "B2" is e^h - 1
     spacing: str = "lambda"
     lower_order_final: bool = True
 

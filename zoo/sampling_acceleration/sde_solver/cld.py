@@ -1,11 +1,11 @@
 """CLD: data is diffused through a velocity that alone receives noise, and sampled by symmetric splitting.
 
-Backwards in time the process is (eq. 9; tau = T - t, u = (x, v), s the score in v)
+Backwards in time the process is (tau = T - t, u = (x, v), s the score in v)
 
     dx = -(beta / M) v dtau,    dv = (beta x - (beta Gamma / M) v + 2 Gamma beta (s + v / M)) dtau
                                      + sqrt(2 Gamma beta) dw.
 
-SSCS (section 3.3, algorithm 1) takes the part without the last bracket, which is the forward process with
+SSCS (Algorithm 1) takes the part without the last bracket, which is the forward process with
 the sign of v turned, exactly for half a step, the bracket by Euler's rule for a whole one, and the first part
 again for half a step. At t_min a step of Euler's rule without its noise ends at 0; the authors spend an
 evaluation on it, but x needs no score in it, so that here all go into steps.
@@ -32,7 +32,9 @@ class CLD(Method):
     schedules = ("vp",)  # none is read: the process is its own
 
     sampler: str = "sscs"  # or "em", Euler-Maruyama
-    stride: float = 2.0  # times are t_min + (t_max - t_min) (k / n)^stride: 2 is "quadratic striding", 1 even
+    # Times are t_min + (t_max - t_min) (k / n)^stride: 2 is "quadratic striding", with which the paper's best
+    # results come (appendix E.2.3), 1 is even, its authors' code's default.
+    stride: float = 2.0
     denoise: bool = True  # from t_min to 0 at the end
 
     def start(

@@ -1,7 +1,7 @@
 """Consistent annealed sampling: annealed Langevin steps whose noise reaches the next level's exactly.
 
 Over geometric noise levels with sigma_{i+1} = gamma sigma_i, a step of share eta towards the denoised x0
-keeps (1 - eta) sigma_i of the noise, and new noise of size beta makes up sigma_{i+1} (Algorithm 2):
+keeps (1 - eta) sigma_i of the noise, and new noise of size beta makes up sigma_{i+1}:
 
     x <- x + eta sigma_i^2 score(x) + sigma_{i+1} beta noise,    beta = sqrt(1 - ((1 - eta) / gamma)^2).
 

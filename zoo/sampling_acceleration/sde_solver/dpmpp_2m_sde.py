@@ -6,7 +6,7 @@ With eta the share of the SDE's noise (1 is the reverse-time SDE, 0 the ODE) and
           + sigma_t sqrt(1 - e^{-2 eta h}) noise,
 
 where D = x0_s + h / (2 h_last) (x0_s - x0_last) is the line through the last two values of x0, half-way along
-the step (section 6 of the paper, for eta = 1).
+the step (the paper has eta = 1).
 """
 
 from itertools import pairwise
@@ -26,7 +26,7 @@ class DPMSolverPP2MSDE(Method):
 
     eta: float = 1.0
     spacing: str = "lambda"
-    lower_order_final: bool = True  # with few steps, end on one of first order
+    lower_order_final: bool = True  # below 15 steps, end on one of first order; the authors' later code: 10
 
     def sample(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
         alpha, sigma, lam = denoiser.schedule.alpha, denoiser.schedule.sigma, denoiser.schedule.lam

@@ -1,6 +1,6 @@
 """Gotta Go Fast: the stochastic improved Euler method with each sample's own steps.
 
-With D(x, t) = f x - g^2 score(x) and the same noise in both (Algorithm 1), a step of size h tries
+With D(x, t) = f x - g^2 score(x) and the same noise in both, a step of size h tries
 
     x' = x - h D(x, t) + sqrt(h) g(t) noise,    x~ = x - h D(x', t-h) + sqrt(h) g(t-h) noise,
 

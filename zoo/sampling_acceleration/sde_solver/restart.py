@@ -8,8 +8,9 @@ Where it reaches the grid's level nearest to r_low it adds the forward process's
 
 N main steps cost 2N - 1 evaluations, a restart 2 inner. On CIFAR-10 the paper has N = 18, r from 0.06 to 0.3
 and inner = 2, with K = 2, 5, 10, 20 for 43, 55, 75, 115 evaluations, and for 519 K = 30 and inner = 8 (table
-3; there N = 20). So the budget is split: from 43 on, N = 18 and the rest is restarts, of more steps each
-where there would be many more than 30 of them; below, up to a fifth of it is restarts, at least one.
+3, for the VP network; there N = 20 and r is up to 0.2). So the budget is split: from 43 on, N = 18 and the
+rest is restarts, of more steps each where there would be many more than 30 of them; below, up to a fifth of
+it is restarts, at least one.
 """
 
 from itertools import pairwise
@@ -32,7 +33,7 @@ class Restart(Method):
     K: int = -1  # restarts of two steps each; -1 is by the budget
     main: int = 18  # main steps, where K is by the budget
     most: int = 30  # restarts, about, where K is by the budget
-    r_low: float = 0.06
+    r_low: float = 0.06  # with EDM's network the paper has 0.14 (43 evaluations)
     r_high: float = 0.3
     spacing: str = "karras"
 

@@ -1,6 +1,6 @@
 """ES-DDPM: stop the diffusion early, at T' < T, and begin the reverse there from diffused samples of a VAE.
 
-q(x_T') is no longer normal, yet near what the process makes of another model's samples (section 3.2)
+q(x_T') is no longer normal, yet near what the process makes of another model's samples
 
     x_T' = alpha_T' x0 + sigma_T' eps,    x0 = decoder(z),    z ~ N(0, I),
 
@@ -24,7 +24,7 @@ class ESDDPM(Method):
     also = ("vae",)
     schedules = ("ddpm", "vp", "vp_cosine", "subvp", "flow")
 
-    stop: float = 0.2  # T' / T; the paper takes 0.1 to 0.6
+    stop: float = 0.2  # T' / T; its authors' examples take 0.1
     eta: float = 0.0  # 1 is DDPM with the posterior variance
     spacing: str = "time"
 
