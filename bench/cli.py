@@ -8,9 +8,9 @@ import click
 
 from bench.commands.drawing import plot, report
 from bench.commands.literature import cite, published, show, taxonomy
-from bench.commands.options import FORMAT, RESULTS, Numbers
+from bench.commands.options import FORMAT, RESULTS, TABLE_FORMAT, Numbers
+from bench.commands.plugins import check, new
 from bench.commands.results import diff, merge, table
-from bench.commands_check import check, new
 
 
 class Group(click.Group):
@@ -81,7 +81,7 @@ def list_methods(category, leaf, style) -> None:
 @click.option("--category", help="Every method of a category, with its baselines.")
 @click.option("--leaf", help="Every method of a leaf.")
 @click.option("--survey", help="Read --category and --leaf as this survey's own labels.")
-@click.option("--data", default="digits", show_default=True, help="Data set.")
+@click.option("--data", help="Data set [digits, or what the methods selected are for].")
 @click.option(
     "--base",
     default="denoiser",
@@ -98,7 +98,7 @@ def list_methods(category, leaf, style) -> None:
 @click.option(
     "--images", type=click.IntRange(1), help="Training budget of methods that train, in images seen."
 )
-@click.option("--samples", type=click.IntRange(1), help="Samples a cell.")
+@click.option("--samples", type=click.IntRange(1), help="Samples a cell [2000].")
 @click.option(
     "--metric",
     "metrics",
@@ -123,34 +123,39 @@ def list_methods(category, leaf, style) -> None:
 )
 @click.option("--again", is_flag=True, help="Measure again what is answered already.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and its cost, and draw nothing.")
-@click.option("--format", "style", type=click.Choice(["md", "latex", "csv", "json"]), default="md")
+@TABLE_FORMAT
 @click.option("--quiet", is_flag=True, help="No progress.")
 @RESULTS
-def run(methods, category, leaf, survey, plugin_files, dry_run, style, quiet, device, **settings) -> None:
+def run(
+    methods, category, leaf, survey, data, plugin_files, dry_run, style, quiet, device, **settings
+) -> None:
     """Measure METHODS (name[:param=a,b]...) and print the table; goes on where an earlier run stopped."""
     from bench import plan as plans
     from bench import runner
     from bench.progress import Progress
     from bench.rendering import render
-    from bench.selection import Selection
+    from bench.selection import Selection, data_of
 
     if device == "auto":
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     selection = Selection(methods, category, leaf, survey, plugin_files)
-    request = plans.Request(selection, device=device, **settings)
-    if dry_run:
-        click.echo(plans.described(plans.planned(request, train=False)))
-        return
-    with Progress(quiet) as progress:
-        plan = plans.planned(request, progress)
-        runner.execute(plan, progress)
-    found = runner.results(plan)
-    click.echo(render(found.tables, style, found.baselines))
-    for line in plan.skipped:
-        click.echo(f"left out: {line}", err=True)
-    if found.failed:
+    failed = False
+    for name in [data] if data else data_of(selection):
+        request = plans.Request(selection, data=name, device=device, **settings)
+        if dry_run:
+            click.echo(plans.described(plans.planned(request, train=False)))
+            continue
+        with Progress(quiet) as progress:
+            plan = plans.planned(request, progress)
+            runner.execute(plan, progress)
+        found = runner.results(plan)
+        click.echo(render(found.tables, style, found.baselines))
+        for line in plan.skipped:
+            click.echo(f"left out: {line}", err=True)
+        failed = failed or bool(found.failed)
+    if failed:
         raise click.exceptions.Exit(1)
 
 
@@ -182,8 +187,8 @@ def score(path, data, metrics, extractor, method, nfe, style, results) -> None:
 @click.argument("base", default="denoiser")
 @click.option("--images", type=click.IntRange(1), help="Budget in images seen; the data's default otherwise.")
 @click.option("--minutes", type=float, help="Stop after this long; run again to go on.")
-@click.option("--seed", type=click.IntRange(0), default=0)
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of training [0].")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
 def train(data, base, images, minutes, seed, device) -> None:
     """Train a shared base, or go on with it."""
     from bench import bases

@@ -85,6 +85,7 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
     if any(METRICS[name].needs_extractor for name in metrics.get("sample", ())):
         name = request.extractor or features.default_extractor(data)
         extractor = features.extractor(name, data, request.device)
+        metrics["sample"] = without_classes(metrics["sample"], extractor, request)
     ids = base_ids(request, data, chosen.methods, progress) if train else {}
     cells = []
     for plugin, parameters in chosen.methods:
@@ -192,6 +193,15 @@ def metrics_of(request: Request, data: Data) -> dict[str, tuple[str, ...]]:
     samples = tuple(name for name in names if METRICS[name].of == "samples")
     likelihoods = {"nll": ("nll",), "bound": ("nll",)} if len(samples) < len(names) else {}
     return ({"sample": samples} if samples else {}) | likelihoods
+
+
+def without_classes(names: tuple[str, ...], extractor, request: Request) -> tuple[str, ...]:
+    """The metrics without the Inception score where the extractor is no classifier; an error if it was asked
+    for.
+    """
+    if extractor.classes is None and "is" in names and request.metrics:
+        raise click.BadParameter(f"is needs a classifier, which the extractor {extractor.name} is not.")
+    return tuple(name for name in names if name != "is" or extractor.classes is not None)
 
 
 def default_metrics(data: Data) -> list[str]:

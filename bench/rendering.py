@@ -5,9 +5,9 @@ import math
 from collections.abc import Collection, Sequence
 
 from bench.metrics.names import METRICS
-from bench.sheets import escaped
 from bench.statistics import bias_corrected
 from bench.tables import FLOOR, Entry, Table
+from bench.typesetting import PACKAGES, escaped, typeset
 
 FORMATS = ("md", "latex", "csv", "json")
 
@@ -21,7 +21,7 @@ def render(tables: Sequence[Table], style: str, baselines: Collection[str] = ())
 
         return pd.DataFrame(records(tables)).to_csv(index=False)
     if style == "latex":
-        return "\n\n".join(latex(table, baselines) for table in tables)
+        return "\n\n".join([PACKAGES, *(latex(table, baselines) for table in tables)])
     return "\n\n".join(markdown(table, baselines) for table in tables)
 
 
@@ -43,41 +43,23 @@ def markdown(table: Table, baselines: Collection[str] = ()) -> str:
 
 
 def latex(table: Table, baselines: Collection[str] = ()) -> str:
-    """A booktabs table with its caption, its floor and its notes."""
-    columns = len(table.budgets)
-
-    def line(*cells: str) -> str:
-        return " & ".join(cells) + r" \\"
+    """A table with its caption, its floor and its notes."""
 
     def number(label: str, budget: int) -> str:
         text = cell(table, label, budget, bold="\0{}\0")
         plain, bold, rest = text.split("\0") if "\0" in text else ("", "", text)
         return escaped(plain) + (rf"\textbf{{{escaped(bold)}}}" if bold else "") + escaped(rest)
 
-    body = [
-        line(
-            escaped(label + (" †" if label in baselines else "")), *(number(label, b) for b in table.budgets)
-        )
+    body: list[Sequence[str] | None] = [
+        [escaped(label + (" †" if label in baselines else "")), *(number(label, b) for b in table.budgets)]
         for label in table.labels
     ]
     if table.floor is not None:
         floor = escaped(plus_minus(*rounded(table.floor.value, table.floor.stderr)))
-        body += [r"\midrule", line(f"{FLOOR} ({table.floor.samples:,} held out)", *[floor] * columns)]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            rf"\caption{{{escaped(heading(table))}}}",
-            rf"\begin{{tabular}}{{l{'r' * columns}}}",
-            r"\toprule",
-            line("NFE", *map(str, table.budgets)),
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            *(rf"\par\footnotesize {escaped(note)}" for note in notes_under(table, baselines)),
-            r"\end{table}",
-        ]
-    )
+        name = f"{FLOOR} ({table.floor.samples:,} held out)"
+        body += [None, [name, *[floor] * len(table.budgets)]]
+    header = ["NFE", *map(str, table.budgets)]
+    return typeset(heading(table), header, body, notes_under(table, baselines), numbers=True)
 
 
 def heading(table: Table) -> str:

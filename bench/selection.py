@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from bench import registry, taxonomy
+from bench.data import HOME
 from bench.registry import Plugin
 
 BASE_LIKELIHOOD = (
@@ -67,6 +68,25 @@ def selected(selection: Selection, kinds: Sequence[str]) -> Chosen:
     if not named:
         raise click.ClickException(f"nothing that was selected is defined for {kinds[0]} data.")
     return Chosen(named, frozenset(baselines), frozenset(only_nll), tuple(skipped))
+
+
+def data_of(selection: Selection) -> list[str]:
+    """The data sets that a selection is measured on where none was asked for: of methods that are named the
+    first for their kind, of a category or leaf all.
+    """
+    known = registry.plugins(selection.plugin_files)
+    named = {plugin for text in selection.methods for plugin, _ in registry.parsed(text, known)}
+    by_label = bool(selection.category or selection.leaf or selection.survey)
+    labels = {known[name] for name in labelled(selection, known)} if by_label else set()
+    places = {place for plugin in labels for kind in main_kinds(plugin) for place in HOME[kind]}
+    places |= {HOME[main_kinds(plugin)[0]][0] for plugin in named - labels}
+    order = dict.fromkeys(place for homes in HOME.values() for place in homes)
+    return [place for place in order if place in places] or ["digits"]
+
+
+def main_kinds(plugin: Plugin) -> list[str]:
+    """Images of a method that is for them, else all the kinds that it is for."""
+    return ["image"] if "image" in plugin.kinds else [k for k in HOME if k in plugin.kinds] or ["image"]
 
 
 def labelled(selection: Selection, known: dict[str, Plugin]) -> set[str]:

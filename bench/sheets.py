@@ -1,34 +1,12 @@
-"""Tables of texts with marks, and their rendering: Markdown, LaTeX (booktabs), CSV, JSON."""
+"""Tables of texts with marks, and their rendering: Markdown, LaTeX, CSV, JSON."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.typesetting import PACKAGES, escaped, typeset
+
 FORMATS = ("md", "latex", "csv", "json")
-PACKAGES = r"% needs \usepackage{booktabs} and \usepackage[normalem]{ulem}"
-TEX = {
-    "\\": r"\textbackslash{}",
-    **{character: "\\" + character for character in "&%_#${}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"$<$",
-    ">": r"$>$",
-    "|": r"$|$",
-    "≤": r"$\leq$",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "↓": r"$\downarrow$",
-    "↑": r"$\uparrow$",
-    "→": r"$\rightarrow$",
-    "†": r"\dag{}",
-    "η": r"$\eta$",
-    "σ": r"$\sigma$",
-    "Δ": r"$\Delta$",
-    "–": "--",
-    "—": "---",
-    "≈": r"$\approx$",
-    "×": r"$\times$",
-}
 
 
 @dataclass(frozen=True)
@@ -81,29 +59,12 @@ def markdown(sheet: Sheet) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    r"""A booktabs table with its caption, and its notes under it; a wrong value is struck by \sout."""
+    r"""A table with its caption, and its notes under it; a wrong value is struck by \sout."""
 
     def shown(cell: Cell) -> str:
         text = rf"\textbf{{{escaped(cell.text)}}}" if cell.best else escaped(cell.text)
         struck = rf"\sout{{{escaped(cell.printed)}}} " if cell.printed is not None else ""
         return struck + text + escaped(cell.mark)
 
-    lines = [
-        r"\begin{table}",
-        rf"\caption{{{escaped(sheet.title)}}}",
-        rf"\begin{{tabular}}{{{'l' * len(sheet.header)}}}",
-        r"\toprule",
-        " & ".join(map(escaped, sheet.header)) + r" \\",
-        r"\midrule",
-        *(" & ".join(map(shown, line)) + r" \\" for line in sheet.lines),
-        r"\bottomrule",
-        r"\end{tabular}",
-        *(rf"\par\footnotesize {escaped(note)}" for note in sheet.notes),
-        r"\end{table}",
-    ]
-    return "\n".join(lines)
-
-
-def escaped(text: str) -> str:
-    """Plain text for LaTeX."""
-    return "".join(TEX.get(character, character) for character in text)
+    lines = [[shown(cell) for cell in line] for line in sheet.lines]
+    return typeset(sheet.title, [escaped(name) for name in sheet.header], lines, sheet.notes)

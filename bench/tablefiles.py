@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import literature, sheets, store, surveytables
 from bench.cache import whole
-from bench.rendering import heading, plus_minus, record, render, rounded
+from bench.rendering import heading, is_bound, plus_minus, record, render, rounded
 from bench.sheets import Cell, Sheet
 from bench.tables import Reading, Table, tables
 
@@ -73,6 +73,7 @@ def strangers(place: Path, wanted: dict[str, str]) -> list[str]:
 
 def long_sheet(table: Table) -> Sheet:
     """A line a cell: budget and measured NFE, the number, and what it has cost."""
+    several = len(table.columns) > 1  # a single column stands in the heading
     lines, records = [], []
     for label in table.labels:
         for budget in table.budgets:
@@ -80,17 +81,14 @@ def long_sheet(table: Table) -> Sheet:
             if entry is None:
                 continue
             facts = record(table, label, budget, entry)
-            value = plus_minus(*rounded(entry.value, entry.stderr))
-            bound = "≤" if entry.column.startswith("nll[elbo") else ""
-            shown = (
-                f"{entry.nfe:.4g}",
-                f"{entry.nfe_max:.4g}",
-                Cell(bound + value, best=facts["tied_with_best"]),
-            )
-            rest = (f"{facts['seconds']:.1f}", f"{facts['train_images']:,}", str(facts["seeds"]))
-            lines.append(tuple(map(as_cell, (label, entry.column, str(budget), *shown, *rest))))
+            text = ("≤" if is_bound(entry) else "") + plus_minus(*rounded(entry.value, entry.stderr))
+            what = [label, *([entry.column] if several else []), str(budget)]
+            nfe = (f"{entry.nfe:.4g}", f"{entry.nfe_max:.4g}")
+            cost = (f"{facts['seconds']:.1f}", f"{facts['train_images']:,}", str(facts["seeds"]))
+            lines.append(tuple(map(as_cell, (*what, *nfe, Cell(text, best=facts["tied_with_best"]), *cost))))
             records.append(facts)
-    header = ("method", "metric", "budget", "NFE", "most", "value", "seconds", "images trained on", "seeds")
+    what = ["method", *(["metric"] if several else []), "budget"]
+    header = (*what, "NFE", "most", "value", "seconds", "images trained on", "seeds")
     return Sheet(heading(table), header, tuple(lines), tuple(table.notes), tuple(records))
 
 

@@ -70,10 +70,10 @@ def tables(rows: Sequence[dict], reading: Reading | None = None, metrics: Sequen
     column.
     """
     reading = reading or Reading()
-    labels = label_of(rows, reading.known)
     found = []
     for data in dict.fromkeys(row["data"] for row in rows):
         here = [row for row in rows if row["data"] == data]
+        labels = label_of(here, reading.known)
         good = [row for row in here if row["error"] is None]
         for group in column_groups(good):
             if metrics and not {parse(group[0])[0], *group} & set(metrics):
@@ -173,6 +173,7 @@ def identity(row: dict) -> tuple:
         json.dumps(parameters, sort_keys=True),
         row["base_id"],
         row["images"],
+        row["ask"] == "bound",  # which some methods have beside a likelihood, at the same budgets
     )
 
 
@@ -189,6 +190,8 @@ def label_of(rows: Sequence[dict], known: dict[str, Plugin]) -> dict[tuple, str]
         inside = changed(row["parameters"], plugin) if plugin else []
         if len(bases[row["method"]]) > 1:
             inside.append(f"base {row['base_id'].removeprefix('exact:')[:6]}")
+        if row["ask"] == "bound":
+            inside.append("bound")
         if plugin and row["version"] != plugin.version:
             inside.append(f"version {row['version']}")
         text = (plugin.title if plugin else row["method"]) + (f" ({', '.join(inside)})" if inside else "")
@@ -265,7 +268,7 @@ def notes_of(
                 "≤ marks an upper bound, estimated with one draw a term; it is not compared with [ode]."
             )
         if any("ode" in column for column in columns):
-            notes.append("[ode]: the probability flow's likelihood, that of the shared base itself.")
+            notes.append("[ode]: the likelihood of a model's probability flow.")
         notes.append("'-': a learning-free sampler has no likelihood of its own.")
     return notes + [f"{label} at {budget} failed: {why}" for (label, budget), why in failed.items()]
 

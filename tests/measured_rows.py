@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bench import store
+from bench import registry, store
 from bench.cache import key_of
 from bench.job import Row
 
@@ -13,8 +13,10 @@ HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=al
 def row(method: str, metric: str, budget: int, value: float | None, **facts) -> Row:
     spread = 0.01 * np.random.default_rng([budget, len(method)]).standard_normal(20)
     ask = "nll" if metric.startswith("nll") else "sample"
+    known = registry.plugins()
+    version = known[method].version if method in known else 1
     usual = {
-        "key": key_of([method, budget, ask]), "method": method, "version": 1, "parameters": {},
+        "key": key_of([method, budget, ask]), "method": method, "version": version, "parameters": {},
         "data": "mixture-digits", "base": "denoiser", "base_id": "exact:1", "train_seed": 0, "images": None,
         "ask": ask, "budget": budget, "seed": 0, "samples": 500, "protocol": PROTOCOL, "metric": metric,
         "value": value, "replicates": list((value or 0) * (1 + spread)), "nfe": float(budget),

@@ -162,10 +162,12 @@ def test_a_survey_without_numbers_says_which_has_them():
 @pytest.mark.parametrize("words", [["--survey", "cao"], ["--data", "cifar10", "--nfe", "5,10"], []])
 def test_latex_has_balanced_braces_one_row_length_and_nothing_unescaped(words):
     text = bench("published", *words, "--format", "latex")
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule")
-    for block in re.findall(r"\\begin\{tabular\}\{(l+)\}(.*?)\\end\{tabular\}", text, re.S):
-        rows = [line for line in block[1].splitlines() if line.endswith(r"\\")]
-        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(block[0]) - 1}
+    blocks = re.findall(r"\\begin\{(tabular|longtable)\}\{@\{\}([^\n]*)@\{\}\}\n(.*?)\\end\{\1\}", text, re.S)
+    assert len(blocks) == text.count(r"\caption")
+    for _, columns, body in blocks:
+        rows = [line for line in body.splitlines() if line.endswith(r" \\")]
+        count = len(re.sub(r">\{.*?\}p\{.*?\}", "l", columns))
+        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {count - 1}
     plain = re.sub(r"\\[&%_#${}]", "", text)
     body = "\n".join(line for line in plain.splitlines() if not line.startswith("%"))
     assert body.count("{") == body.count("}") and body.count("$") % 2 == 0

@@ -62,7 +62,7 @@ def test_the_long_form_has_a_line_a_cell_with_its_measured_nfe(folder):
     result = bench("--results", folder, "--long")
     line = next(line for line in result.output.splitlines() if line.startswith("| DDIM"))
     parts = [part.strip() for part in line.split("|")]
-    assert parts[1:6] == ["DDIM", "fid[digits]", "10", "10", "10"] and parts[6].startswith("**5.00")
+    assert parts[1:5] == ["DDIM", "10", "10", "10"] and parts[5].startswith("**5.00")
 
 
 def test_latex_has_the_floor_the_notes_and_the_protocol_under_it(folder):

@@ -6,6 +6,7 @@ import click
 import numpy as np
 import pytest
 
+from bench import registry
 from bench.job import Row
 from bench.rendering import render, rounded
 from bench.tables import Reading, tables
@@ -18,7 +19,7 @@ def row(method="ddim", budget=10, value=5.0, metric="fid[digits]", noise=NOISE, 
     facts = {
         "key": f"{method}{budget}{metric}{more}",
         "method": method,
-        "version": 1,
+        "version": registry.plugins()[method].version if method in registry.plugins() else 1,
         "parameters": {},
         "data": "digits",
         "base": "denoiser",
@@ -153,3 +154,11 @@ def test_latex_escapes_and_csv_and_json_carry_every_cell():
 )
 def test_errors_have_two_digits_at_most(value, error, text):
     assert rounded(value, error) == text
+
+
+def test_a_bound_and_a_likelihood_of_one_method_have_lines_of_their_own():
+    rows = [row("score_flow", metric="nll[ode,uniform]", value=1.0, ask="nll")]
+    rows.append(row("score_flow", metric="nll[elbo,uniform]", value=1.5, ask="bound"))
+    (found,) = tables(rows)
+    assert {label.endswith("(bound)") for label in found.labels} == {True, False}
+    assert {entry.value for entry in found.entries.values()} == {1.0, 1.5}

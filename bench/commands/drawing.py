@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from bench.commands.options import RESULTS, Numbers
+from bench.commands.options import REFERENCE, RESULTS, Numbers, folder_of
 
 
 @click.command()
@@ -17,12 +17,13 @@ from bench.commands.options import RESULTS, Numbers
     help="Only figures of this kind.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="One figure's file: .png, .svg or .pdf.")
+@REFERENCE
 @RESULTS
-def plot(data, metric, nfe, kind, out, results) -> None:
+def plot(data, metric, nfe, kind, out, reference, results) -> None:
     """Figures of what was measured, into plots/ of the results folder or the one file asked for."""
     from bench.plots import plot as drawn
 
-    for path in drawn(results, kind, data, metric, nfe, out):
+    for path in drawn(folder_of(results, reference), kind, data, metric, nfe, out):
         click.echo(str(path))
 
 
@@ -30,10 +31,12 @@ def plot(data, metric, nfe, kind, out, results) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="The file [report.html in the folder]."
 )
+@REFERENCE
 @RESULTS
-def report(out, results) -> None:
+def report(out, reference, results) -> None:
     """One HTML file with everything measured: table, curves, samples, methods, protocol."""
     from bench.report import write
 
-    path = write(results, out or results / "report.html")
+    folder = folder_of(results, reference)
+    path = write(folder, out or folder / "report.html")
     click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -57,7 +57,13 @@ def tree_text(branch, depth: int = 0) -> str:
 
 @click.command()
 @click.argument("method")
-@click.option("--plugin", "plugin_files", type=click.Path(path_type=Path), multiple=True)
+@click.option(
+    "--plugin",
+    "plugin_files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A method's file outside the zoo.",
+)
 def show(method, plugin_files) -> None:
     """A method's card: idea, paper, place, cost, published numbers and their command."""
     from bench.cards import card

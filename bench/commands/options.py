@@ -7,10 +7,32 @@ import click
 RESULTS = click.option(
     "--results", type=click.Path(path_type=Path), default=Path("runs"), help="Results folder [runs]."
 )
-FORMAT = click.option("--format", "style", type=click.Choice(["text", "json"]), default="text")
-TABLE_FORMAT = click.option(
-    "--format", "style", type=click.Choice(["md", "latex", "csv", "json"]), default="md", show_default=True
+REFERENCE = click.option("--reference", is_flag=True, help="The committed results instead of runs/.")
+FORMAT = click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="To be read, or all of it for programs.",
 )
+TABLE_FORMAT = click.option(
+    "--format",
+    "style",
+    type=click.Choice(["md", "latex", "csv", "json"]),
+    default="md",
+    show_default=True,
+    help="Markdown or LaTeX to be read, CSV or JSON with every digit.",
+)
+
+COMMITTED = Path(__file__).resolve().parents[2] / "results"
+
+
+def folder_of(results: Path, reference: bool) -> Path:
+    """The results folder that is meant; ClickException where the committed one did not come along."""
+    if reference and not COMMITTED.is_dir():
+        raise click.ClickException("the committed results lie in a checkout only; give --results FOLDER.")
+    return COMMITTED if reference else results
 
 
 class Numbers(click.ParamType):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from bench.commands.options import FORMAT
+
 
 @click.command()
 @click.argument("methods", nargs=-1)
@@ -15,7 +17,7 @@ import click
     multiple=True,
     help="A method's file outside the zoo; its code runs.",
 )
-@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text")
+@FORMAT
 @click.option("--verbose", is_flag=True, help="Also what passes.")
 def check(methods, files, style, verbose) -> None:
     """Hold METHODS, or the whole zoo, to what every plugin promises; one sentence a failure."""

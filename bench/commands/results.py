@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from bench.commands.options import RESULTS, TABLE_FORMAT, Numbers
+from bench.commands.options import FORMAT, REFERENCE, RESULTS, TABLE_FORMAT, Numbers, folder_of
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
@@ -16,7 +16,7 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 @click.option("--metric", "metrics", multiple=True, help="Only these metrics (fid, or fid[digits]).")
 @click.option("--nfe", type=Numbers(0), help="Only these budgets.")
 @click.option("--protocol", help="Only rows of this protocol fingerprint.")
-@click.option("--reference", is_flag=True, help="The committed results instead of runs/.")
+@REFERENCE
 @click.option("--published", is_flag=True, help="The literature's numbers beside ours.")
 @click.option("--long", "long_form", is_flag=True, help="A line a cell, with its measured NFE and cost.")
 @click.option("--write", is_flag=True, help="Write all tables, in every format, to tables/ of the folder.")
@@ -31,7 +31,7 @@ def table(
     from bench.rendering import render
     from bench.tables import Reading, chosen, tables
 
-    folder = Path(__file__).resolve().parents[2] / "results" if reference else results
+    folder = folder_of(results, reference)
     if write or stale:
         written_or_stale(folder, reference, write)
         return
@@ -96,7 +96,7 @@ def diff(a, b, data, metrics, everything, style) -> None:
 @click.argument("sources", metavar="FROM...", type=FOLDER, nargs=-1, required=True)
 @click.argument("into", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--dry-run", is_flag=True, help="Check everything and write nothing.")
-@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text")
+@FORMAT
 def merge(sources, into, dry_run, style) -> None:
     """Adopt the rows of results folders FROM... into the folder INTO; all are checked first."""
     from bench.merging import merge as merged

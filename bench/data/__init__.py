@@ -47,6 +47,8 @@ KINDS = {
     "torus": ("torus",),
     "box": ("box", "vector"),
 }
+# what methods for a kind are measured on where no data set was asked for
+HOME = {"image": ("digits",), "vector": ("mixture2d",)}
 PREFIXES = {"folder": "folder", "npz": "folder", "mixture": "exact"}
 
 
