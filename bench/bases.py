@@ -23,6 +23,7 @@ from bench.diffusion.adversarial import fit_sampler
 from bench.diffusion.cld import AugmentedDenoiser, hybrid_loss
 from bench.diffusion.denoiser import Denoiser, untrained
 from bench.diffusion.generators import VAE, Sampler
+from bench.diffusion.latents import Autoencoder
 from bench.diffusion.networks import MLP, image_net
 from bench.diffusion.schedule import EDM
 from bench.diffusion.training import denoising_loss
@@ -148,6 +149,11 @@ def train_vae(model: VAE, data: Data, images: int) -> None:
     training.fit(model.loss, model, data, images, batch=64)
 
 
+def train_autoencoder(model: Autoencoder, data: Data, images: int) -> None:
+    training.fit(model.loss, model, data, images, batch=64, clip=10.0)
+    model.standardise(data)
+
+
 def new_gan(data: Data, seed: int) -> Sampler:
     """The untrained generator of a data set; data with levels lie between -1 and 1, and so do its samples."""
     return Sampler(data.shape, bounded=data.levels is not None)
@@ -208,8 +214,9 @@ def checkpoint(folder: Path, data: Data, how: How) -> tuple[Denoiser, dict]:
 RECIPES = {
     "denoiser": Recipe(new_denoiser, train_denoiser, overfitting),
     "cld": Recipe(new_cld, train_cld),
+    "autoencoder": Recipe(lambda data, seed: Autoencoder(data.shape), train_autoencoder, share=0.5),
     "vae": Recipe(lambda data, seed: VAE(data.shape), train_vae, share=0.25),
-    "gan": Recipe(new_gan, train_gan, share=0.5),
+    "gan": Recipe(new_gan, train_gan, share=0.5, version=2),
 }
 
 

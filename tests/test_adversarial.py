@@ -41,9 +41,9 @@ def trained(folder=None, kill_at: int | None = None, images: int = 1920, seed: i
             raise Killed
         return Round(x0, model(noise_like(x0, generator)), ())
 
-    with training.session(folder=folder, seed=seed, save_every=0.0) as session:
+    with training.session(folder=folder, seed=seed, save_every=0.0, every=5) as session:
         contest(play, model, lambda: Encoder((1,), 1, critic=True), NARROW, images, batch=64, lr=1e-2)
-        model.seen = session.images
+        model.seen, model.curve = session.images, session.curve
     return model
 
 
@@ -66,6 +66,7 @@ def test_the_generator_comes_to_the_data():
     model = trained(images=12_800)
     assert model.bias.item() == pytest.approx(0.5, abs=0.1)
     assert abs(model.weight.item()) < 0.3
+    assert model.curve[-1][1] < model.curve[0][1] / 5
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (1, 28, 28), (3, 32, 32)])

@@ -76,6 +76,17 @@ def test_ddgan_shares_its_budget_among_its_chains():
     assert opened.images == pytest.approx(600, abs=3 * 64)
 
 
+def test_each_step_of_a_ddgan_sees_as_many_images_whatever_its_chain(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        ddgan, "contest", lambda play, net, critic, data, images, **settings: seen.append(images)
+    )
+    method = DDGAN()
+    model = method.build(None, DATA, 4)
+    method.train(model, None, DATA, 700, 4)
+    assert dict(zip(model, seen)) == {"4": 400, "2": 200, "1": 100}
+
+
 @pytest.mark.parametrize("name", ["mixture2d", "mixture-digits"])
 def test_diffuse_vae_starts_with_the_vaes_sample_beside_the_noise(name):
     data, method = load(name), DiffuseVAE()

@@ -211,7 +211,7 @@ class Sampler(nn.Module):
 
 class VAE(Sampler):
     """A variational autoencoder (Kingma & Welling 2014). Its Gaussian decoder has the variance that is best
-    for a batch (Rybkin et al. 2021, eq. 5), so that blur and fidelity need no weight between them.
+    for a batch (Rybkin et al. 2021), so that blur and fidelity need no weight between them.
     """
 
     def __init__(self, shape: tuple[int, ...]):

@@ -1,13 +1,14 @@
 """Denoising diffusion GAN: few large denoising steps, each drawn from a multimodal distribution that a
 conditional GAN has learned.
 
-A step from s to t draws x0 from an implicit generator and x_t from the posterior of the process (eq. 5)
+A step from s to t draws x0 from an implicit generator and x_t from the posterior of the process
 
     x_t ~ q(x_t | x_s, x0 = G(x_s, z, s)),    z ~ N(0, I),
 
-and G is trained so that a critic D(x_t, x_s, s) cannot tell x_t from what the process itself does (eq. 4 and
-6, non-saturating with R1). The chain has T steps, even in time, each chain its own generator; 4 is the
-paper's choice.
+and G is trained so that a critic D(x_t, x_s, s) cannot tell x_t from what the process itself does
+(non-saturating, with R1). The chain has T steps, even in time, each chain its own generator; 4 is the
+paper's choice. Its networks, rates and averaging are for large images and long training; here they are small
+ones, and those of `contest`.
 """
 
 from itertools import pairwise
@@ -32,13 +33,14 @@ class DDGAN(Method):
     paper = "arXiv:2112.07804"
     base = None
     schedules = ("vp", "vp_cosine")
+    version = 2
 
     steps: int = 0  # of the chain; 0 trains chains of 4, 2 and 1 and takes the longest that the budget holds
     latent: int = 100
     r1: float = 0.05
 
     def build(self, base: None, data, nfe: int) -> nn.Module:
-        """A generator for each chain, by its length; the training budget is shared out among them."""
+        """A generator for each chain, by its length."""
         chains = (self.steps,) if self.steps else CHAINS
         bounded = data.levels is not None
         model = nn.ModuleDict({str(n): Counted(Translator(data.shape, self.latent, bounded)) for n in chains})
@@ -46,8 +48,10 @@ class DDGAN(Method):
         return model
 
     def train(self, model: nn.Module, base: None, data, images: int, nfe: int) -> None:
-        for length, generator in model.items():
-            self.fit_chain(generator, int(length), data, images // len(model))
+        """Fit every chain; each step of a chain sees as many images as those of the others."""
+        lengths = list(map(int, model))
+        for length in lengths:
+            self.fit_chain(model[str(length)], length, data, images * length // sum(lengths))
 
     def fit_chain(self, generator: nn.Module, length: int, data, images: int) -> None:
         schedule, times = self.process(), self.times(length)

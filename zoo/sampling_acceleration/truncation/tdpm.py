@@ -1,7 +1,7 @@
 """TDPM: truncate the diffusion chain at T_trunc, and learn where it ends by a GAN.
 
-The chain's prior is no normal but an implicit distribution, trained adversarially to match the diffused data
-(eq. 6-8):
+The chain's prior is no normal but an implicit distribution, trained adversarially to match the diffused
+data:
 
     x_trunc = alpha_trunc G(z) + sigma_trunc eps,    min_G max_D  E log D(q(x_trunc)) + E log(1 - D(x_trunc)).
 
@@ -30,6 +30,7 @@ class TDPM(Method):
     also = ("gan",)
     schedules = ("ddpm", "vp", "vp_cosine", "subvp", "flow")
     share = 0.25
+    version = 2
 
     stop: float = 0.1  # T_trunc / T; the paper takes 99, 49 and 4 of 1000 steps
     eta: float = 0.0  # 1 is DDPM with the posterior variance
