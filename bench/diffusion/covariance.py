@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from bench.diffusion.counting import counting
 from bench.diffusion.denoiser import Denoiser, Prediction, rowwise
 from bench.diffusion.distillation import spent
-from bench.diffusion.likelihood import step_bound
-from bench.diffusion.steps import posterior
+from bench.diffusion.dynamic import cheapest_paths
+from bench.diffusion.likelihood import normal_kl, step_bound
+from bench.diffusion.networks import second_head
+from bench.diffusion.steps import clipped, posterior
+from bench.diffusion.training import fit
 
 ROWS = 256  # images evaluated at once, each under a noise and its negative
 Reverse = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -28,7 +31,7 @@ def unit(r: Tensor, sigma_data: float) -> Tensor:
 
 
 def largest(denoiser: Denoiser) -> float:
-    """The most that a coordinate of x0 can vary: 1 where the data are levels between -1 and 1 (Theorem 2)."""
+    """The most that a coordinate of x0 can vary: 1 where the data are levels between -1 and 1."""
     return 1.0 if denoiser.levels else math.inf
 
 
@@ -70,8 +73,8 @@ class MeanVariance(nn.Module):
         self.table.copy_(variance / unit(torch.exp(-self.lam), self.base.sigma_data))
 
     def at(self, lam: Tensor) -> Tensor:
-        """The mean variance at half log-SNRs, linear between knots in its unit, within the bounds of Theorem
-        2: those of Var[eps | x], 0 and 1, and that of the data.
+        """The mean variance at half log-SNRs, linear between knots in its unit, within the paper's bounds:
+        those of Var[eps | x], 0 and 1, and that of the data.
         """
         lam = lam.to(self.lam)
         last = len(self.lam) - 1
@@ -80,6 +83,51 @@ class MeanVariance(nn.Module):
         share, r = self.table[left].lerp(self.table[left + 1], place - left), torch.exp(-lam)
         most = (r**2).clamp(max=largest(self.base))
         return (share * unit(r, self.base.sigma_data)).clamp(min=0).minimum(most)
+
+    def of(self, out: Prediction) -> Tensor:
+        """The mean variance at a prediction's scales, as `best_reverse` wants it."""
+        return self.at(torch.log(out.alpha) - torch.log(out.sigma)).cpu()
+
+    def best_times(self, nfe: int) -> Tensor:
+        """nfe + 1 falling times, the last two t_min and 0, that minimise the sum of log(best variance /
+        posterior's) over the steps between (Bao et al. 2022, arXiv:2201.06503).
+        """
+        schedule = self.base.schedule
+        grid = schedule.steps(max(2 * (len(self.lam) - 1), nfe - 1))
+        q = posterior(schedule, grid[:, None], grid[None, :])
+        variance = self.at(schedule.lam(grid)).cpu()[:, None]
+        return cheapest_times(grid, torch.log1p(q.on_x0**2 * variance / q.variance), nfe)
+
+
+def chosen(data, points: int) -> tuple[Tensor, torch.Generator]:
+    """`points` training data (points, *shape) on [-1, 1], the same ones always, and the generator that chose
+    them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randperm(len(data.train), generator=generator)[:points]
+    return data.scale(data.train[index.sort().values]), generator
+
+
+def cheapest_times(grid: Tensor, cost: Tensor, nfe: int) -> Tensor:
+    """nfe + 1 of the grid's falling times, 0 after the last, along the cheapest path from first to last."""
+    if nfe == 1:
+        return torch.stack([grid[0], torch.zeros_like(grid[0])])
+    path = cheapest_paths(cost, nfe - 1)[1][-1]
+    return torch.cat([grid[path], grid.new_zeros(1)])
+
+
+def best_reverse(denoiser: Denoiser, variance: Callable[[Prediction], Tensor], clip: float = 0.0) -> Reverse:
+    """DDPM's reverse step with the variance that is best for it: the posterior's, and x0's by the square of
+    its coefficient in the mean. variance: Var[x0 | x], a scalar or of x's shape. clip: bound on x0, 0 is
+    none.
+    """
+
+    def reverse(x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        q, out = posterior(denoiser.schedule, s, t), denoiser(x, s)
+        x0 = clipped(out.x0, clip or None)
+        return q.on_x * x + q.on_x0 * x0, q.variance + q.on_x0**2 * variance(out)
+
+    return reverse
 
 
 def positive(extra: Tensor) -> Tensor:
@@ -100,6 +148,11 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def headed(base: Denoiser, hidden: int) -> Denoiser:
+    """The base, frozen, with a second head of that width."""
+    return base.with_head(lambda width: second_head(width, base.shape, hidden))
+
+
 def noised(denoiser: Denoiser, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Prediction, Tensor]:
     """What a second head learns from: noise eps, the prediction at x0 (n, *shape) noised by it, at half
     log-SNRs even over the schedule, and the unit of Var[eps | x] there, shaped for eps. 2n rows: the second
@@ -112,6 +165,77 @@ def noised(denoiser: Denoiser, x0: Tensor, generator: torch.Generator) -> tuple[
     x0, eps = torch.cat([x0, x0]), torch.cat([eps, -eps])
     out = denoiser.at(x0 + rowwise(r, x0) * eps, torch.ones_like(r), r)
     return eps, out, rowwise(unit(r, denoiser.sigma_data) / r**2, x0)
+
+
+def squared_noise(denoiser: Denoiser, x0: Tensor, generator: torch.Generator, loss: str) -> Tensor:
+    """SN's regression, of E[eps^2 | x], read as eps(x)^2 and what the head says. 2n losses."""
+    eps, out, scale = noised(denoiser, x0, generator)
+    normal, said = out.eps**2 + scale, out.eps**2 + scale * positive(out.extra)
+    return LOSSES[loss](eps**2 / normal, said / normal).flatten(1).mean(1)
+
+
+def squared_residual(denoiser: Denoiser, x0: Tensor, generator: torch.Generator, loss: str) -> Tensor:
+    """NPR's regression, of E[(eps - eps(x))^2 | x], which is what the head says. 2n losses."""
+    eps, out, scale = noised(denoiser, x0, generator)
+    return LOSSES[loss]((eps - out.eps) ** 2 / scale, positive(out.extra)).flatten(1).mean(1)
+
+
+def fit_head(
+    regression: Callable[[Denoiser, Tensor, torch.Generator, str], Tensor],
+    denoiser: Denoiser,
+    data,
+    images: int,
+    loss: str,
+    lr: float,
+) -> None:
+    """Fit the second head within `images` evaluations: each image is seen twice, under a noise and its
+    negative.
+    """
+    fit(
+        lambda x0, generator: regression(denoiser, x0, generator, loss),
+        denoiser,
+        data,
+        images // 2,
+        batch=64,
+        lr=lr,
+        clip=10.0,
+    )
+
+
+class Planned(nn.Module):
+    """A denoiser with a second head, and the cost (n + 1, n + 1) in nats a row of each step between n + 1
+    falling times, on training data: the chain of the least bound for every number of steps. 0 before `plan`.
+    """
+
+    def __init__(self, base: Denoiser, candidates: int):
+        super().__init__()
+        self.base = base
+        self.register_buffer("grid", base.schedule.steps(candidates))
+        self.register_buffer("cost", torch.zeros(candidates + 1, candidates + 1, dtype=torch.float64))
+
+    def prior(self, n: int, generator: torch.Generator | None = None, device="cpu") -> Tensor:
+        return self.base.prior(n, generator, device)
+
+    @torch.no_grad()
+    def plan(self, x0: Tensor, generator: torch.Generator) -> None:
+        """Fill the costs from data x0 (n, *shape): the bound's terms, one evaluation a time and image."""
+        grid, x0 = self.grid.cpu(), x0.to(self.grid.device)
+        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        with counting(self.base) as tallies:
+            for i, s in enumerate(grid[:-1]):
+                out = self.base(self.base.noised(x0, s, noise), s)
+                left, q = by_head(self.base, out), posterior(self.base.schedule, s, grid[i + 1 :])
+                for j, (c, v) in enumerate(zip(q.on_x0, q.variance), i + 1):
+                    self.cost[i, j] = normal_kl(c * x0, v, c * out.x0, v + c**2 * left).mean()
+        spent(tallies["nfe"].rows)
+
+    def times(self, nfe: int, trajectory: str = "optimal") -> Tensor:
+        """nfe + 1 falling times, the last two t_min and 0: "optimal", or "even" in time."""
+        if trajectory == "even":
+            return self.base.schedule.steps(nfe, "time", end="zero")
+        if nfe - 1 > len(self.grid) - 1:  # more steps than candidates: even in lambda, as they are
+            return self.base.schedule.steps(nfe, end="zero")
+        return cheapest_times(self.grid.cpu(), self.cost.cpu(), nfe)
 
 
 def pixel(denoiser: Denoiser, pixels: float) -> float | None:

@@ -41,12 +41,12 @@ def sides(shape: tuple[int, ...]) -> list[int | None]:
     return found
 
 
-def net_of(shape: tuple[int, ...], outputs: int = 1) -> nn.Module:
+def net_of(shape: tuple[int, ...]) -> nn.Module:
     """A denoising network for vectors or small images: a U-Net with a scale for each halving of the side."""
     if len(shape) == 1:
-        return MLP(shape[0], width=256, blocks=4, out=outputs * shape[0])
+        return MLP(shape[0], width=256, blocks=4)
     halvings = next(i for i in range(9) if shape[1] % 2 ** (i + 1) or i == 2)
-    return UNet(shape, (32, 48, 64)[: halvings + 1], 1, channels=outputs * shape[0])
+    return UNet(shape, (32, 48, 64)[: halvings + 1], 1)
 
 
 class Pyramid(nn.Module):

@@ -18,7 +18,7 @@ from bench.diffusion.denoiser import Denoiser, rowwise
 from bench.diffusion.schedule import Schedule
 from bench.diffusion.steps import posterior
 
-TRACES = ("exact", "hutchinson")
+TRACES = ("exact", "hutchinson", "hutch++")
 
 
 def per_row(x: Tensor) -> Tensor:
@@ -104,32 +104,80 @@ def step_bound(
     return total
 
 
-def divergence(
-    f: Callable[[Tensor], Tensor], z: Tensor, trace: str, probe: Tensor | None = None, mode: str = "reverse"
-) -> tuple[Tensor, Tensor]:
-    """f(z) and the trace of its Jacobian, row by row: "exact" by D derivatives, "hutchinson" by one, of the
-    probe.
+class Jacobian:
+    """The Jacobian of f at z as products with vectors, row by row: with its transpose by one evaluation and a
+    cotangent each (mode "reverse"), with itself by a tangent and an evaluation each ("forward").
 
-    `mode` "reverse" evaluates f once and carries cotangents back; "forward" carries tangents, an evaluation
-    each.
+    `value` is f(z), known after the first product where the mode is forward.
+    """
+
+    def __init__(self, f: Callable[[Tensor], Tensor], z: Tensor, mode: str = "reverse"):
+        self.f, self.mode = f, mode
+        with torch.enable_grad():
+            self.z = z if mode == "forward" else z.detach().requires_grad_()
+            self.value = None if mode == "forward" else f(self.z)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        if self.mode == "forward":
+            with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
+                self.value, product = torch.func.jvp(self.f, (self.z,), (v,))
+            return product
+        return torch.autograd.grad(self.value, self.z, v, retain_graph=True)[0]
+
+
+def traces(
+    f: Callable[[Tensor], Tensor], z: Tensor, trace: str, probes: Tensor | None, mode: str = "reverse"
+) -> tuple[Tensor, Tensor]:
+    """f(z) and (M, N) estimates of the trace of its Jacobian, row by row, whose mean is to be taken.
+
+    "exact" by D derivatives, one number; "hutchinson" by one for each of the probes (P, N, ...); "hutch++"
+    (Meyer et al. 2021, arXiv:2010.09649, Algorithm 1) by P = 3k of them: exactly on what k products span, and
+    by k probes on the rest.
     """
     if trace not in TRACES:
         raise ValueError(f"no trace {trace!r}; there are {', '.join(TRACES)}")
-    probes = [probe] if trace == "hutchinson" else units(z)
-    total = z.new_zeros(len(z), dtype=torch.float64)
-    if mode == "forward":
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
-            for p in probes:
-                value, tangent = torch.func.jvp(f, (z,), (p,))
-                total = total + per_row(tangent * p)
-        return value, total
-    with torch.enable_grad():
-        y = z.detach().requires_grad_()
-        value = f(y)
-        for i, p in enumerate(probes):
-            (cotangent,) = torch.autograd.grad(value, y, p, retain_graph=i < len(probes) - 1)
-            total = total + per_row(cotangent * p)
-    return value.detach(), total
+    jacobian, rest = Jacobian(f, z, mode), probes
+    basis = units(z) if trace == "exact" else ()
+    if trace == "hutch++":
+        basis = sketched(jacobian, probes)
+        rest = [outside(g, basis) for g in probes[2 * len(probes) // 3 :]]
+    known = z.new_zeros(len(z), dtype=torch.float64)
+    for q in basis:
+        known = known + per_row(jacobian(q) * q)
+    found = known[None] if trace == "exact" else torch.stack([known + per_row(jacobian(g) * g) for g in rest])
+    return jacobian.value.detach(), found
+
+
+def sketched(jacobian: Jacobian, probes: Tensor) -> Tensor:
+    """(k, N, ...), orthonormal in each row: what the Jacobian makes of the first third of the probes."""
+    seen = torch.stack([jacobian(s).flatten(1) for s in probes[: len(probes) // 3]], 2)
+    basis = torch.linalg.qr(seen)[0]
+    return basis.permute(2, 0, 1).reshape(-1, *probes.shape[1:])
+
+
+def outside(g: Tensor, basis: Tensor) -> Tensor:
+    """What of g (N, ...) is orthogonal to the basis (k, N, ...) in each row."""
+    for q in basis:
+        g = g - rowwise((g * q).flatten(1).sum(1), g) * q
+    return g
+
+
+def probes_for(x: Tensor, trace: str, count: int, generator: torch.Generator | None = None) -> Tensor | None:
+    """Rademacher probes (count, *x.shape), of which "hutch++" wants three or a multiple, "exact" none."""
+    if trace == "exact":
+        return None
+    if count < 1 or (trace == "hutch++" and count % 3):
+        raise ValueError(f"{trace} takes {'3, 6, 9, ...' if trace == 'hutch++' else '1, 2, ...'} probes")
+    signs = [torch.randint(0, 2, x.shape, generator=generator) * 2 - 1 for _ in range(count)]
+    return torch.stack(signs).to(x)
+
+
+def divergence(
+    f: Callable[[Tensor], Tensor], z: Tensor, trace: str, probe: Tensor | None = None, mode: str = "reverse"
+) -> tuple[Tensor, Tensor]:
+    """f(z) and the trace of its Jacobian, row by row; "hutchinson" by one probe of z's shape."""
+    value, found = traces(f, z, trace, None if probe is None else probe[None], mode)
+    return value, found.mean(0)
 
 
 def units(z: Tensor) -> list[Tensor]:
@@ -146,30 +194,14 @@ def drift(denoiser: Denoiser, z: Tensor, u: Tensor) -> Tensor:
     return z - denoiser.at(z, torch.ones_like(r), r).x0
 
 
-def flow_nll(
-    denoiser: Denoiser,
-    x: Tensor,
-    times: Tensor,
-    trace: str = "hutchinson",
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """-log p(x) in nats by the probability flow (Song et al. 2021, app. D.2), classical Runge-Kutta over the
-    given rising times.
-
-    x is taken to be z = x_t / alpha_t at times[0]: what is found is the density of data with that much noise
-    (the paper takes it to be x_t itself, which adds the shrinking by alpha_t to the truncation). 4
-    (len(times) - 1) rows a sample; the derivatives are the counter's vjps.
+def transported(
+    slope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], z: Tensor, grid: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where the flow takes z over the given values of u, and the integral of its divergence (N,), by the
+    classical Runge-Kutta method. slope: (z, u) -> dz/du and its divergence, or (M, N) estimates of it; four
+    times a step.
     """
-    schedule = denoiser.schedule
-    grid = -schedule.lam(times)
-    probe = None
-    if trace == "hutchinson":
-        probe = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
-    z, change = x, x.new_zeros(len(x), dtype=torch.float64)
-
-    def slope(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        return divergence(lambda y: drift(denoiser, y, u), z, trace, probe)
-
+    change = z.new_zeros(len(z), dtype=torch.float64)
     for u, u_next in pairwise(grid):
         h = float(u_next - u)
         k1, d1 = slope(z, u)
@@ -178,6 +210,46 @@ def flow_nll(
         k4, d4 = slope(z + h * k3, u_next)
         z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         change = change + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+    return z, change
+
+
+def flow_nll(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    trace: str = "hutchinson",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """-log p(x) in nats by the probability flow (Song et al. 2021, app. D.2), classical Runge-Kutta over the
+    given rising times; the mean of `flow_estimates` with as few probes as the trace takes.
+    """
+    probes = 3 if trace == "hutch++" else 1
+    return flow_estimates(denoiser, x, times, trace, probes, generator).mean(0)
+
+
+def flow_estimates(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    trace: str = "hutchinson",
+    count: int = 1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """(M, N): independent estimates of -log p(x) along one trajectory, one for each of Hutchinson's `count`
+    probes or of the last third of Hutch++'s; one where the trace is exact.
+
+    x is taken to be z = x_t / alpha_t at times[0]: what is found is the density of data with that much noise
+    (the paper takes it to be x_t itself, which adds the shrinking by alpha_t to the truncation). 4
+    (len(times) - 1) rows a sample; the derivatives are the counter's vjps.
+    """
+    schedule = denoiser.schedule
+    grid = -schedule.lam(times)
+    probes = probes_for(x, trace, count, generator)
+
+    def slope(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        return traces(lambda y: drift(denoiser, y, u), z, trace, probes)
+
+    z, change = transported(slope, x, grid)
     alpha, sigma = schedule.alpha(times[-1]), schedule.sigma(times[-1])
     log_prior = normal_log_prob(rowwise(alpha, x) * z, 0.0, sigma**2) + x[0].numel() * torch.log(alpha)
     return -(log_prior + change)

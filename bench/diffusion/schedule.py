@@ -81,6 +81,12 @@ class Schedule(ABC):
         short.t_max = share * self.t_max
         return short
 
+    def begun(self, t_min: float) -> "Schedule":
+        """This schedule begun at t_min, or later where it does not reach down to it."""
+        late = copy.copy(self)
+        late.t_min = max(t_min, self.t_min)
+        return late
+
     def steps(self, n: int, spacing: str | Sequence[float] | Tensor = "lambda", end: str = "t_min") -> Tensor:
         """n + 1 strictly decreasing times from t_max, float64.
 
@@ -154,7 +160,7 @@ class VP(Schedule):
 
 
 class SubVP(VP):
-    """Sub-variance preserving (Song et al. 2021, eq. 13): VP's alpha with sigma = 1 - alpha^2."""
+    """Sub-variance preserving (Song et al. 2021, eq. 12 and 34): VP's alpha with sigma = 1 - alpha^2."""
 
     def sigma(self, t: float | Tensor) -> Tensor:
         return -torch.expm1(2 * self.log_alpha(at(t)))
@@ -263,6 +269,20 @@ def ddpm_betas(n: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor
 def ddpm_table(n: int = 1000) -> Table:
     """DDPM's own discrete process."""
     return Table(torch.cumprod(1 - ddpm_betas(n), 0))
+
+
+def linear_table(n: int = 1000) -> Table:
+    """DDPM's process in n steps, the betas scaled so that it ends with as little signal (Nichol & Dhariwal
+    2021, whose code does so for 4000).
+    """
+    return Table(torch.cumprod(1 - ddpm_betas(n, 0.1 / n, 20 / n), 0))
+
+
+def cosine_table(n: int = 4000, s: float = 0.008) -> Table:
+    """The cosine schedule in n discrete steps (Nichol & Dhariwal 2021, eq. 17), no beta above 0.999."""
+    alpha_bar = VPCosine(s).alpha(torch.arange(n + 1, dtype=torch.float64) / n) ** 2
+    betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+    return Table(torch.cumprod(1 - betas, 0))
 
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {

@@ -173,9 +173,14 @@ def repeated(
     return model
 
 
-def denoising_loss(model: Denoiser, x0: Tensor, generator: torch.Generator) -> Tensor:
+def denoising_loss(
+    model: Denoiser,
+    x0: Tensor,
+    generator: torch.Generator,
+    aim: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
     """EDM's loss (Karras et al. 2022, table 1): ln sigma is normal, F is fitted with unit weight. One number
-    a row.
+    a row. aim: (z = x0 + r eps, r a row) -> what x0(z) is to be, in the stead of the x0 that was noised.
     """
     mean, spread = 1.2, 1.4
     lam = mean + spread * torch.randn(len(x0), generator=generator, device=generator.device).double()
@@ -183,7 +188,11 @@ def denoising_loss(model: Denoiser, x0: Tensor, generator: torch.Generator) -> T
     noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
     ones = torch.ones_like(r)
     a, b = FORMS[model.form](ones, r, model.sigma_data)
-    out = model.at(x0 + rowwise(r, x0) * noise, ones, r).out
+    z = x0 + rowwise(r, x0) * noise
+    out = model.at(z, ones, r).out
+    if aim is not None:
+        x0 = aim(z, r)
+        noise = (z - x0) / rowwise(r, x0)
     return ((out - rowwise(a, x0) * x0 - rowwise(b, x0) * noise) ** 2).flatten(1).mean(1)
 
 
