@@ -196,6 +196,11 @@ def denoising_loss(
     return ((out - rowwise(a, x0) * x0 - rowwise(b, x0) * noise) ** 2).flatten(1).mean(1)
 
 
+def stratified(x: Tensor) -> Tensor:
+    """(N,) uniform numbers in [0, 1), one in each of N equal parts."""
+    return (torch.arange(len(x), device=x.device) + torch.rand(len(x), device=x.device)).to(x.dtype) / len(x)
+
+
 def ramp(share: float, warmup: float, decay: float) -> float:
     """The learning rate's factor at this share of the budget: linear up, flat, cosine down to zero."""
     up = min(1.0, (share + 1e-3) / warmup) if warmup else 1.0

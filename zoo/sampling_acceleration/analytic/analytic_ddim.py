@@ -4,19 +4,19 @@ From s to t, DDIM's mean with variance eta^2 v, v that of DDPM's posterior, depe
 
     c = alpha_t - sqrt(sigma_t^2 - eta^2 v) alpha_s / sigma_s,
 
-and the best reverse variance is (Theorem 1, with lambda_n^2 = eta^2 v)
+and the best reverse variance is (the paper's lambda_n^2 is eta^2 v)
 
     eta^2 v + c^2 (sigma_s^2/alpha_s^2) (1 - E|eps(x_s)|^2 / d).
 
-eta = 0 is the paper's. The expectation is estimated once on training data (eq. 8), the result kept within the
-bounds of Theorem 2, and the noise drawn last changes no pixel by more than `pixels` levels in the mean
-(appendix F). Under the DDIM process with eta = 0 the bound on the likelihood is infinite: it has none.
+eta = 0 is the paper's. The expectation is estimated once on training data, the result kept within the bounds
+that the variances of noise and data set, and the noise drawn last changes no pixel by more than `pixels`
+levels in the mean. Under the DDIM process with eta = 0 the bound on the likelihood is infinite: it has none.
 """
 
 import torch
 from torch import Tensor
 
-from bench.diffusion.covariance import MeanVariance, pixel
+from bench.diffusion.covariance import MeanVariance, chosen, pixel
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.steps import ancestral, clipped, ddim, posterior
 from bench.method import Method
@@ -40,9 +40,7 @@ class AnalyticDDIM(Method):
         return MeanVariance(base, self.knots)
 
     def train(self, model: MeanVariance, base: Denoiser, data, images: int, nfe: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(len(data.train), generator=generator)[: self.points]
-        model.estimate(data.scale(data.train[chosen.sort().values]), generator)
+        model.estimate(*chosen(data, self.points))
 
     def sample(self, model: MeanVariance, x: Tensor, nfe: int) -> Tensor:
         times = model.base.schedule.steps(nfe, self.spacing, end="zero")
