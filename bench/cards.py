@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import published, registry, taxonomy
+from bench import registry, taxonomy
 from bench.data import names as data_names
-from bench.literature import number, text
+from bench.literature import published
+from bench.literature.views import number, text
 from bench.registry import Plugin
 from bench.selection import entry_of
 

@@ -7,16 +7,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import literature, sheets, store, surveytables
+from bench import sheets, store
 from bench.cache import whole
+from bench.literature import surveys, views
 from bench.rendering import heading, is_bound, plus_minus, record, render, rounded
 from bench.sheets import Cell, Sheet
 from bench.tables import Reading, Table, tables
 
 ENDINGS = {"md": "md", "latex": "tex", "csv": "csv", "json": "json"}
 LITERATURE = {  # file -> the sheets of the literature it holds
-    "cao": lambda: surveytables.sheets("cao"),
-    "published-cifar10-nfe10": lambda: literature.sheets("cifar10", [10], group=literature.SAME_NETWORK),
+    "cao": lambda: surveys.sheets("cao"),
+    "published-cifar10-nfe10": lambda: views.sheets("cifar10", [10], group=views.SAME_NETWORK),
 }
 
 

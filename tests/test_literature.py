@@ -10,12 +10,13 @@ import pytest
 from click.testing import CliRunner
 from test_tables import row
 
-from bench import literature, published, surveytables, taxonomy
-from bench.beside import Reason, beside, verdict, why_they_differ
+from bench import taxonomy
 from bench.cards import card, idea
-from bench.citing import bibtex
 from bench.cli import main
-from bench.crosswalk import crosswalk, survey_coverage
+from bench.literature import published, surveys, views
+from bench.literature.beside import Reason, beside, verdict, why_they_differ
+from bench.literature.citing import bibtex
+from bench.literature.crosswalk import crosswalk, survey_coverage
 from bench.sheets import FORMATS, Cell, Sheet, escaped, render
 from bench.tables import Reading, tables
 
@@ -34,7 +35,7 @@ def lines(text: str) -> list[list[str]]:
 
 
 def test_a_network_s_table_holds_its_rows_at_that_nfe_with_their_sources():
-    (sheet,) = literature.sheets("cifar10", [10], group="cifar10_edm_uncond_vp")
+    (sheet,) = views.sheets("cifar10", [10], group="cifar10_edm_uncond_vp")
     everything = published.load()
     expected = published.select(everything, "cifar10", [10], group="cifar10_edm_uncond_vp")
     assert len(sheet.lines) == len(expected) > 10
@@ -43,23 +44,23 @@ def test_a_network_s_table_holds_its_rows_at_that_nfe_with_their_sources():
 
 
 def test_the_best_is_bold_with_what_lies_within_noise_and_no_doubtful_number_is():
-    (sheet,) = literature.sheets("cifar10", [10], group="cifar10_edm_uncond_vp")
+    (sheet,) = views.sheets("cifar10", [10], group="cifar10_edm_uncond_vp")
     assert [line[3].text for line in sheet.lines if line[3].best] == ["2.48", "2.49", "2.51"]
-    (doubtful,) = literature.sheets("cifar10", [10], group="cifar10_bao_ls")
+    (doubtful,) = views.sheets("cifar10", [10], group="cifar10_bao_ls")
     assert doubtful.lines[0][3] == Cell("12.19", mark="?")
     assert [line[3].text for line in doubtful.lines if line[3].best] == ["14.00"]
 
 
 def test_other_networks_come_last_and_nothing_is_best_there():
-    *shared, other = literature.sheets("cifar10", [10])
+    *shared, other = views.sheets("cifar10", [10])
     assert "other networks" in other.title and len(shared) >= 5
     assert not any(cell.best for line in other.lines for cell in line)
-    titles = [sheet.title for sheet in literature.sheets("cifar10", [10], group="same-network")]
+    titles = [sheet.title for sheet in views.sheets("cifar10", [10], group="same-network")]
     assert titles == [sheet.title for sheet in shared]
 
 
 def test_several_budgets_give_a_table_of_method_by_nfe():
-    (sheet, *_) = literature.sheets("cifar10", [5, 10], group="cifar10_scoresde_vp_deep")
+    (sheet, *_) = views.sheets("cifar10", [5, 10], group="cifar10_scoresde_vp_deep")
     assert sheet.header == ("method", "variant", "NFE 5", "NFE 10", "source")
     assert ["DPM-Solver-v3", "DPM-Solver-v3", "12.76", "3.40"] in [
         [cell.text for cell in line[:4]] for line in sheet.lines
@@ -67,23 +68,23 @@ def test_several_budgets_give_a_table_of_method_by_nfe():
 
 
 def test_what_a_row_s_note_says_is_a_footnote_of_its_source():
-    (sheet,) = literature.sheets("cifar10", [10], methods=["ddim"], group="cifar10_ddpm_ho")
+    (sheet,) = views.sheets("cifar10", [10], methods=["ddim"], group="cifar10_ddpm_ho")
     (line,) = [line for line in sheet.lines if line[3].text == "13.36"]
     footnote = line[-1].text.partition(" ")[2].rpartition(" ")[2]
     assert f"{footnote} quadratic timesteps." in sheet.notes
 
 
 def test_a_category_and_a_method_select():
-    records = [r for s in literature.sheets("cifar10", [10], methods=["dpmpp_2m"]) for r in s.records]
+    records = [r for s in views.sheets("cifar10", [10], methods=["dpmpp_2m"]) for r in s.records]
     assert {record["method"] for record in records} == {"dpm_solver_pp"}
     chosen = taxonomy.load().select(category="likelihood-improvement")
-    found = [r for s in literature.sheets("cifar10", category="likelihood-improvement") for r in s.records]
+    found = [r for s in views.sheets("cifar10", category="likelihood-improvement") for r in s.records]
     assert found and {record["method"] for record in found} <= chosen
 
 
 def test_data_that_nobody_published_on_is_one_sentence():
     with pytest.raises(click.ClickException, match=r"no numbers on digits; it has on CIFAR-10"):
-        literature.sheets("digits")
+        views.sheets("digits")
 
 
 def test_every_format_holds_every_row_and_marks_the_unverified():
@@ -107,7 +108,7 @@ def test_without_conditions_it_says_what_there_is():
 
 @pytest.fixture(scope="module")
 def cao():
-    return surveytables.sheets("cao")
+    return surveys.sheets("cao")
 
 
 def test_cao_s_four_tables_have_every_row_and_thirteen_errata(cao):
@@ -122,8 +123,8 @@ def test_cao_s_four_tables_have_every_row_and_thirteen_errata(cao):
 def test_every_erratum_of_the_file_has_its_correction_and_no_other_has():
     rows = published.load()
     wrong = rows[rows["survey_error"]]
-    keys = {(row["data"], surveytables.printed_name(row), int(row["nfe"])) for _, row in wrong.iterrows()}
-    assert keys == set(surveytables.RIGHT)
+    keys = {(row["data"], surveys.printed_name(row), int(row["nfe"])) for _, row in wrong.iterrows()}
+    assert keys == set(surveys.RIGHT)
 
 
 @pytest.mark.parametrize(

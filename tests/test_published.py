@@ -4,7 +4,8 @@ import click
 import pandas as pd
 import pytest
 
-from bench import published, taxonomy
+from bench import taxonomy
+from bench.literature import published
 
 ROW = {
     "method": "ddim",

@@ -16,8 +16,8 @@ from bench.commands.options import FORMAT, TABLE_FORMAT, Numbers
 def taxonomy(category, survey, crosswalk, style) -> None:
     """The tree of the surveys: what is covered and what is missing."""
     from bench import registry
-    from bench.crosswalk import crosswalk as table
-    from bench.crosswalk import sentence, survey_coverage
+    from bench.literature.crosswalk import crosswalk as table
+    from bench.literature.crosswalk import sentence, survey_coverage
     from bench.sheets import render
     from bench.taxonomy import coverage, load
 
@@ -75,7 +75,7 @@ def show(method, plugin_files) -> None:
 @click.argument("methods", nargs=-1, required=True)
 def cite(methods) -> None:
     """BibTeX of METHODS, by their names here or in the surveys."""
-    from bench.citing import bibtex
+    from bench.literature.citing import bibtex
 
     click.echo(bibtex(methods))
 
@@ -90,15 +90,15 @@ def cite(methods) -> None:
 @TABLE_FORMAT
 def published(data, nfe, category, methods, group, survey, style) -> None:
     """The literature's numbers at matched NFE; without conditions, what there is."""
-    from bench import literature, surveytables
+    from bench.literature import surveys, views
     from bench.sheets import render
 
     if survey and group:
         raise click.UsageError("a survey's tables name no networks; give --survey or --group, not both.")
     if survey:
-        found = surveytables.sheets(survey, data, nfe, category, methods)
+        found = surveys.sheets(survey, data, nfe, category, methods)
     elif any((data, nfe, category, methods, group)) or style in ("csv", "json"):
-        found = literature.sheets(data, nfe, category, methods, group)
+        found = views.sheets(data, nfe, category, methods, group)
     else:
-        found = literature.overview()
+        found = views.overview()
     click.echo(render(found, style))

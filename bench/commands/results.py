@@ -48,7 +48,7 @@ def table(
         click.echo(render(found, style))
         return
     from bench import sheets
-    from bench.beside import beside
+    from bench.literature.beside import beside
 
     pairs = beside(found, Reading(folder))
     shown = [pair for pair in pairs if not isinstance(pair, str)]
