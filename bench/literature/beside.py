@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import published, store, taxonomy
-from bench.literature import MARKS, name_of, number, record, text, variant
+from bench import store, taxonomy
+from bench.literature import published
+from bench.literature.views import MARKS, name_of, number, record, text, variant
 from bench.metrics.names import parse
 from bench.rendering import cell as cell_text
 from bench.selection import entry_of

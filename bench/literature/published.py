@@ -52,7 +52,7 @@ def load(path: Path | None = None, taxonomy: Taxonomy | None = None) -> "DataFra
     """
     import pandas as pd
 
-    path = path or locate("results/published.csv", "published.csv")
+    path = path or locate("results/published.csv", "literature/published.csv")
     taxonomy = taxonomy or load_taxonomy()
     raw = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
     if lacking := [name for name in (*TEXTS, *BOOLEANS, *RANGES) if name not in raw.columns]:

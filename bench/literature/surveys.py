@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from bench import taxonomy
-from bench.literature import MARKS, TITLES, nothing, number, record, text
-from bench.published import load, select
+from bench.literature.published import load, select
+from bench.literature.views import MARKS, TITLES, nothing, number, record, text
 from bench.sheets import Cell, Sheet
 
 if TYPE_CHECKING:

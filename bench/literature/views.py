@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from bench import taxonomy
+from bench.literature.published import data_name, load, select
 from bench.metrics.names import METRICS
-from bench.published import data_name, load, select
 from bench.sheets import Cell, Sheet
 
 if TYPE_CHECKING:
