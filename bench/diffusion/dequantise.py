@@ -10,6 +10,7 @@ noise is uniform. A training passes its step's generator: torch's own begins eac
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from bench.diffusion.couplings import Flow
 from bench.diffusion.likelihood import normal_log_prob, per_row
 
 
-def drawn(draw, x: Tensor, generator: torch.Generator | None) -> Tensor:
+def drawn(draw: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Numbers of x's shape by torch.rand or torch.randn, on the CPU where no generator says otherwise."""
     return draw(x.shape, generator=generator, device=generator.device if generator else "cpu")
 
@@ -53,14 +54,14 @@ class Variational(nn.Module):
         self.half = 1 / (levels - 1)
         self.flow = Flow(shape, couplings, width, context=shape[0])
         # Where the sigmoid of a normal is most nearly uniform, training starts: there log q w^D is near 0.
-        self.spread = nn.Parameter(torch.tensor(math.log(1.6)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1.6)))
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         noise = drawn(torch.randn, x, generator).to(x)
         moved, logdet = self.flow(noise, x)
-        moved = moved * self.spread.exp()
+        moved = moved * self.log_scale.exp()
         u = x + self.half * (2 * torch.sigmoid(moved) - 1)
-        slopes = per_row(logsigmoid(moved) + logsigmoid(-moved)) + x[0].numel() * self.spread
+        slopes = per_row(logsigmoid(moved) + logsigmoid(-moved)) + x[0].numel() * self.log_scale
         return u, normal_log_prob(noise, 0.0, 1.0) - logdet - slopes
 
 

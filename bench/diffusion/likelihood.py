@@ -131,7 +131,7 @@ def traces(
     """f(z) and (M, N) estimates of the trace of its Jacobian, row by row, whose mean is to be taken.
 
     "exact" by D derivatives, one number; "hutchinson" by one for each of the probes (P, N, ...); "hutch++"
-    (Meyer et al. 2021, arXiv:2010.09649, Algorithm 1) by P = 3k of them: exactly on what k products span, and
+    (Meyer et al. 2021, arXiv:2010.09649) by P = 3k of them: exactly on what k products span, and
     by k probes on the rest.
     """
     if trace not in TRACES:
