@@ -58,7 +58,7 @@ class Pyramid(nn.Module):
         self.enter = layer(scales[0], a, width)
         self.blocks = nn.ModuleList(Residual(side, width, width) for side in scales)
         self.norm, self.leave = nn.GroupNorm(8, width), layer(scales[-1], width, b)
-        nn.init.normal_(self.leave.weight, std=width**-0.5)
+        self.leave.weight.data.mul_(0.1)  # both deviations begin near 1, that of an untaught decoder's error
 
     def forward(self, h: Tensor) -> Tensor:
         h = self.enter(h)
