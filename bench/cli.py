@@ -213,7 +213,7 @@ def data_list() -> None:
     """The names of the data sets."""
     from bench.data import names
 
-    click.echo("\n".join([*names(), "folder:PATH@SIZE", "npz:PATH"]))
+    click.echo("\n".join([*names(), "folder:PATH@SIZE", "npz:PATH", "text:PATH"]))
 
 
 @data_group.command("fetch")

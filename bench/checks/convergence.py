@@ -11,6 +11,7 @@ from bench.checks import Skip, Wrong
 from bench.checks.subject import Asked, Subject, again, drawn, exact, perfect, start
 from bench.diffusion.likelihood import drift
 from bench.diffusion.training import seeded
+from bench.metrics.ngrams import runs
 
 STARTS = 16  # solutions followed for the order
 NEAR = 0.25  # of the claimed order
@@ -104,13 +105,19 @@ def nearer(subject: Subject) -> str:
     distribution.
     """
     subject.needs("sample")
-    if "vector" not in subject.kinds:
-        raise Skip("it is measured on vectors, which it is not for")
+    if not set(subject.kinds) - {"image"}:
+        raise Skip("it is measured on all but images, and is for no other")
     if any(p.requires_grad for p in subject.asked().model.parameters()):
         raise Skip("its network is trained, and a check has no time to train it well")
     if subject.cls.adaptive:
         return tighter(subject)
     few, many = max(6, subject.plugin.least), max(96, 8 * subject.plugin.least)
+    if "vector" not in subject.kinds:
+        kind = next(kind for kind in subject.kinds if kind != "image")
+        apart = pairs if kind == "tokens" else lambda samples: sliced(samples, kind)
+        rows = 512 if kind == "tokens" else 1024
+        a, b = (apart(drawn(subject.asked(kind, nfe=n), n, rows).samples) for n in (few, many))
+        return judged(a, b, "distribution", f"{few} evaluations", f"{many}")
     coarse, fine = (subject.asked("vector", nfe=nfe) for nfe in (few, many))
     distance, sort = measure(subject, fine, many)  # with few, a sampler may have no room for its noise
     a, b = distance(coarse, few), distance(fine, many)
@@ -146,10 +153,21 @@ def measure(subject: Subject, asked: Asked, nfe: int):
     return lambda a, n: sliced(drawn(a, n, 1024).samples), "distribution"
 
 
-def sliced(samples: Tensor) -> float:
-    """The Wasserstein-1 distance to exact draws, the mean over 32 directions."""
-    truth = exact("vector").test[: len(samples)].double()
+def sliced(samples: Tensor, kind: str = "vector") -> float:
+    """The Wasserstein-1 distance to exact draws, the mean over 32 directions; angles by cosine and sine."""
+    truth = exact(kind).test[: len(samples)]
+    a, b = (torch.cat([s.cos(), s.sin()], 1) if kind == "torus" else s for s in (samples, truth))
     angles = torch.arange(32, dtype=torch.float64) * math.pi / 32
     directions = torch.stack([angles.cos(), angles.sin()])
-    a, b = ((s.double() @ directions).sort(0).values for s in (samples, truth))
+    if a.shape[1] > 2:
+        directions = torch.randn(a.shape[1], 32, generator=seeded(0, 0), dtype=torch.float64)
+        directions = directions / directions.norm(dim=0)
+    a, b = ((s.double() @ directions).sort(0).values for s in (a, b))
     return float((a - b).abs().mean())
+
+
+def pairs(samples: Tensor) -> float:
+    """The total variation between the pairs of neighbouring tokens and the true ones."""
+    chain = exact("tokens").exact
+    seen = torch.bincount(runs(samples, chain.levels, 2).flatten(), minlength=chain.levels**2)
+    return float((seen / seen.sum() - chain.ngrams(2)).abs().sum() / 2)

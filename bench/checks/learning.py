@@ -22,9 +22,11 @@ def training(subject: Subject) -> str:
     data = exact(kind)
     base = fresh(subject, data, schedule)
     images = STEPS * BATCH
-    before = make(subject.cls, base, data, nfe, schedule, {}, trained=False)
+    # where the truth stands in for a network, the network itself
+    fields = {"learned": True} if "learned" in subject.plugin.parameters else {}
+    before = make(subject.cls, base, data, nfe, schedule, fields, trained=False)
     tensors = models.tensors_of(before.model)
-    after = make(subject.cls, base, data, nfe, schedule, {}, images=images, every=1)
+    after = make(subject.cls, base, data, nfe, schedule, fields, images=images, every=1)
     changed = models.tensors_of(after.model)
     broken = [name for name, t in changed.items() if t.is_floating_point() and bool(t.isnan().any())]
     if broken:

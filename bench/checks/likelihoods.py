@@ -55,7 +55,7 @@ def likelihood(subject: Subject) -> str:
     if trained(subject):
         raise Skip("its network is trained, and a check has no time to train it well")
     data = exact(kind)
-    x = data.scale(data.test[: TEST if kind == "vector" else 32])
+    x = data.scale(data.test[: 32 if kind == "image" else TEST])
     said, bounds = [], subject.cls.likelihood == "elbo"
     for schedule in subject.schedules:
         asked = subject.asked(kind, schedule, **fields_of(subject))
@@ -66,7 +66,12 @@ def likelihood(subject: Subject) -> str:
         nfe, tolerance = FLOW[schedule == subject.schedules[0]] if not bounds else (MANY, 0.0)
         nats = asked_nats(asked, x, nfe)
         said.append(
-            held(subject, [nats - truth for truth in truths], f"on {EXACT[kind]} under {schedule}", tolerance)
+            held(
+                subject,
+                [nats - truth for truth in truths],
+                f"on {EXACT[kind]}" + (f" under {schedule}" if schedule else ""),
+                tolerance,
+            )
         )
     if bounds:
         nfe = max(10, subject.plugin.least)

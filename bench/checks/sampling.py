@@ -1,6 +1,7 @@
 """What sampling must keep to: shape, budget, the counter, seeds, batches, its input, its state."""
 
 import copy
+import math
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -60,12 +61,30 @@ def samples(subject: Subject) -> str:
         wanted = (len(found.x), *asked.data.shape)
         if tuple(found.samples.shape) != wanted:
             raise Wrong(f"{where} samples have shape {tuple(found.samples.shape)} instead of {wanted}.")
-        if found.samples.dtype != found.x.dtype:
-            raise Wrong(f"{where} samples are {found.samples.dtype} and the start was {found.x.dtype}.")
+        dtype = found.x.dtype if found.x.is_floating_point() else torch.float32
+        dtype = torch.int64 if kind == "tokens" else dtype
+        if found.samples.dtype != dtype:
+            raise Wrong(f"{where} samples are {found.samples.dtype} and should be {dtype}.")
+        if kind == "tokens" and not bool(((found.samples >= 0) & (found.samples < asked.data.levels)).all()):
+            raise Wrong(f"{where} samples hold tokens outside 0 to {asked.data.levels - 1}.")
+        if where_off := outside(found.samples, kind):
+            raise Wrong(f"{where} samples {where_off}.")
         broken = int((~found.samples.isfinite().flatten(1).all(1)).sum())
         if broken:
             raise Wrong(f"{where} {broken} of {len(found.x)} samples are not finite.")
     return f"finite at {', '.join(map(str, budgets(subject)))} NFE on {', '.join(subject.kinds)}"
+
+
+def outside(samples: Tensor, kind: str) -> str:
+    """What is wrong with where samples of this kind lie, or nothing."""
+    far_off = {
+        "sphere": lambda x: float((x.double().norm(dim=-1) - 1).abs().max()),
+        "torus": lambda x: float(x.double().abs().max()) - math.pi,
+        "box": lambda x: float(x.double().abs().max()) - 1,
+    }
+    names = {"sphere": "the unit sphere", "torus": "[-pi, pi]", "box": "[-1, 1]"}
+    gap = far_off[kind](samples) if kind in far_off else 0.0
+    return f"lie up to {gap:.2g} off {names[kind]}" if gap > 1e-5 else ""
 
 
 def budget(subject: Subject) -> str:
@@ -128,8 +147,8 @@ def counter(subject: Subject) -> str:
             raise Wrong(
                 f"in {name} {watch.passed} rows pass its networks and {counted} are counted: let tallies be."
             )
-        if name != "sample" and counted > nfe * n:
-            raise Wrong(f"{name} asks {counted / n:g} evaluations a row at a budget of {nfe}.")
+        if name != "sample" and tallies["nfe"].rows > nfe * n:
+            raise Wrong(f"{name} asks {tallies['nfe'].rows / n:g} evaluations a row at a budget of {nfe}.")
     return "no network is used behind the counter's back"
 
 

@@ -24,10 +24,19 @@ from bench.method import Method
 from bench.registry import Plugin
 from bench.worker import built
 
-EXACT = {"vector": "mixture2d", "image": "mixture-digits"}  # kind -> the data whose truth is known
-ROWS = {"vector": 64, "image": 16}
+# kind -> the data whose truth is known
+EXACT = {
+    "vector": "mixture2d",
+    "image": "mixture-digits",
+    "tokens": "markov",
+    "sphere": "vmf",
+    "torus": "wrapped",
+    "box": "box2d",
+}
+ROWS = {"vector": 64, "image": 16, "tokens": 16, "sphere": 64, "torus": 64, "box": 64}
 IMAGES = 512  # training budget here: enough to set every tensor, not to learn
-STORED = {"vector": 512, "image": 64}  # training rows shown: searches and estimates are paid by the row
+# training rows shown: searches and estimates are paid by the row
+STORED = {"vector": 512, "image": 64, "tokens": 512, "sphere": 512, "torus": 512, "box": 512}
 TOLERANCE = 1e-3  # of adaptive methods, or ten times their own, where the budget is not the question
 
 

@@ -36,9 +36,14 @@ NAMES = {
     "mixture-digits": "exact",
     "mixture-fashion": "exact",
     "mixture-cifar10": "exact",
+    "markov": "chains",
+    "vmf": "manifolds",
+    "wrapped": "manifolds",
+    "cities": "manifolds",
+    "box2d": "boxes",
 }
-# A kind of data, and the kinds it can be seen as, itself first. Tokens are whole numbers from 0 to levels - 1;
-# a box is [-1, 1] in every dimension.
+# A kind of data, and the kinds it can be seen as, itself first. Tokens are whole numbers from 0 to
+# levels - 1; a sphere is of unit vectors, a torus of angles in [-pi, pi), a box [-1, 1] in every dimension.
 KINDS = {
     "image": ("image",),
     "vector": ("vector",),
@@ -48,8 +53,15 @@ KINDS = {
     "box": ("box", "vector"),
 }
 # what methods for a kind are measured on where no data set was asked for
-HOME = {"image": ("digits",), "vector": ("mixture2d",)}
-PREFIXES = {"folder": "folder", "npz": "folder", "mixture": "exact"}
+HOME = {
+    "image": ("digits",),
+    "vector": ("mixture2d",),
+    "tokens": ("digits", "markov"),
+    "sphere": ("vmf", "cities"),
+    "torus": ("wrapped",),
+    "box": ("digits", "box2d"),
+}
+PREFIXES = {"folder": "folder", "npz": "folder", "mixture": "exact", "text": "chains"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,13 +97,13 @@ class Data:
         """The standard deviation over all coordinates and samples, on the [-1, 1] scale, as in EDM."""
         import torch
 
-        if self.exact is not None:
+        if self.levels is None and hasattr(self.exact, "mean"):
             mean = self.exact.mean()
             return float((self.exact.variance() / self.dim + mean.var(correction=0)).sqrt())
         if self.levels is None:
             return float(self.train.double().std(correction=0))
         counts = sum(torch.bincount(part.flatten(), minlength=self.levels) for part in self.train.split(4096))
-        share, value = counts.double() / counts.sum(), self.scale(torch.arange(self.levels)).double()
+        share, value = counts.double() / counts.sum(), torch.linspace(-1, 1, self.levels).double()
         return float((share @ value**2 - (share @ value) ** 2).sqrt())
 
     def scale(self, stored: Tensor) -> Tensor:
@@ -157,7 +169,7 @@ class Data:
 
 
 def names() -> list[str]:
-    """The names that `load` knows, besides folder:PATH@SIZE, npz:FILE and mixture:FILE."""
+    """The names that `load` knows, besides folder:PATH@SIZE, npz:FILE, text:FILE and mixture:FILE."""
     return list(NAMES)
 
 
@@ -203,7 +215,7 @@ def _module(name: str):
     hint = (
         f"did you mean {near[0]}?"
         if near
-        else f"there are {', '.join(NAMES)}, folder:PATH@SIZE, npz:FILE and mixture:FILE"
+        else f"there are {', '.join(NAMES)}, folder:PATH@SIZE, npz:FILE, text:FILE and mixture:FILE"
     )
     raise click.ClickException(f"no data set is called {name!r}: {hint}")
 

@@ -105,8 +105,8 @@ class Sphere(Manifold):
         return x
 
     def walk(self, x: Tensor, tau: Tensor | float, steps: int = 100) -> Tensor:
-        """A geodesic random walk: `steps` normal steps in the tangent space, of a length that makes them right
-        to second order in tau / steps.
+        """A geodesic random walk: `steps` normal steps in the tangent space, of a length that makes them
+        right to second order in tau / steps.
         """
         h = rows(tau, x) / steps
         length = (h * (1 - h / 6).clamp(min=0)).sqrt()
@@ -211,9 +211,11 @@ def wrapped_normal(angle: Tensor, variance: Tensor, images: int = 4) -> tuple[Te
     return logs.logsumexp(-1), -(logs.softmax(-1) * place / variance).sum(-1)
 
 
-def zonal(cosine: Tensor, tau: Tensor, degrees: int, coefficients: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-    """The density sum of (2l + 1)/(4 pi) a_l e^{-l(l+1) tau/2} P_l(cosine) over l < degrees, and its slope in
-    the cosine: a density that is symmetric about an axis, after heat has spread for a time tau. It broadcasts;
+def zonal(
+    cosine: Tensor, tau: Tensor, degrees: int, coefficients: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The density sum of (2l + 1)/(4 pi) a_l e^{-l(l+1) tau/2} P_l(cosine) over l < degrees, and its slope
+    in the cosine: one that is symmetric about an axis, after heat has spread for a time tau. It broadcasts;
     `coefficients` a_l (..., degrees) are 1 for the heat kernel.
     """
     l = torch.arange(degrees, dtype=cosine.dtype, device=cosine.device)

@@ -1,5 +1,5 @@
-"""Diffusion in the box [-1, 1]^D that is reflected at its walls: folding, the heat kernel, networks, and mixtures
-whose reflected flow is known.
+"""Diffusion in the box [-1, 1]^D that is reflected at its walls: folding, the heat kernel, networks, and
+mixtures whose reflected flow is known.
 
 The reflected Brownian motion of a point is the fold of an unreflected one, so its density is a sum over the
 point's mirror images; or, in one dimension, a cosine series
@@ -46,8 +46,8 @@ def kernel_score(x0: Tensor, x: Tensor, sigma: Tensor | float) -> Tensor:
 
 
 class BoxScore(nn.Module):
-    """A network, counted, for data in a box; calling it at (x, sigma) gives the gradient of the log density of
-    data after reflected motion. Outside the box the density is its mirror image.
+    """A network, counted, for data in a box; calling it at (x, sigma) gives the gradient of the log density
+    of data after reflected motion. Outside the box the density is its mirror image.
 
     The network is net(x, -log sigma), of x's shape. Densities of reflected motion are level at the walls; its
     output is divided by sigma and, nearer to a wall than that, brought to zero.
@@ -68,7 +68,9 @@ class BoxScore(nn.Module):
         if self.exact:
             return sign * out
         sigma = rowwise(sigma, x)
-        to_wall = torch.cos(inside * math.pi / 2) * (2 / math.pi)  # smooth, and the distance where it is small
+        to_wall = torch.cos(inside * math.pi / 2) * (
+            2 / math.pi
+        )  # smooth, and the distance where it is small
         return sign * torch.tanh(to_wall / sigma.clamp(max=1)) * out / sigma
 
     def prior(self, n: int, generator: torch.Generator | None = None, device="cpu") -> Tensor:
@@ -176,7 +178,8 @@ class TruncatedNormals(nn.Module):
         import numpy
 
         x, w = (
-            torch.from_numpy(a).to(self.means.device) for a in numpy.polynomial.legendre.leggauss(2 * self.TERMS)
+            torch.from_numpy(a).to(self.means.device)
+            for a in numpy.polynomial.legendre.leggauss(2 * self.TERMS)
         )
         m, s = self.means.double()[..., None], self.deviations.double()[..., None]
         return x, w * torch.exp(-(((x - m) / s) ** 2) / 2) / (math.sqrt(2 * math.pi) * s * mass(m, s))

@@ -1,5 +1,5 @@
-"""Diffusion on manifolds: the flow of heat dX = sqrt(beta(t)) dB against a clock tau(t), the network that gives
-its score, and what the methods share: the implicit loss, the reverse walk, the flow's likelihood.
+"""Diffusion on manifolds: the flow of heat dX = sqrt(beta(t)) dB against a clock tau(t), the network that
+gives its score, and what the methods share: the implicit loss, the reverse walk, the flow's likelihood.
 """
 
 import copy
@@ -12,18 +12,21 @@ from torch import Tensor, nn
 
 from bench.diffusion.counting import Counted
 from bench.diffusion.heat import HeatMixture
-from bench.diffusion.likelihood import per_row, transported
+from bench.diffusion.likelihood import per_row
 from bench.diffusion.manifold import Manifold, manifold_of, rows
 from bench.diffusion.networks import MLP
+from bench.diffusion.steps import adams_bashforth
+
+BEND = 0.02  # heat times below it are crossed in even steps, those above in even steps of the logarithm
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Heat spreads at the rate beta(t) = beta_0 + (beta_1 - beta_0) t, t from `start` to 1."""
+    """Heat spreads at the rate beta(t) = beta_0 + (beta_1 - beta_0) t, t from t_min to 1."""
 
     beta_0: float
     beta_1: float
-    start: float = 1e-3
+    t_min: float = 1e-3
 
     def tau(self, t: Tensor) -> Tensor:
         """The integral of beta up to t: the time that the heat kernel knows."""
@@ -34,12 +37,7 @@ class Clock:
 
     def grid(self, steps: int) -> Tensor:
         """steps + 1 falling values of tau, even in t, float64."""
-        return self.tau(torch.linspace(1, self.start, steps + 1, dtype=torch.float64))
-
-    def rising(self, steps: int, bend: float = 0.02) -> Tensor:
-        """steps + 1 rising values of tau, even in log(tau + bend), which suits an integral of the flow."""
-        ends = self.tau(torch.tensor([self.start, 1.0], dtype=torch.float64)) + bend
-        return torch.linspace(*ends.log().tolist(), steps + 1, dtype=torch.float64).exp() - bend
+        return self.tau(torch.linspace(1, self.t_min, steps + 1, dtype=torch.float64))
 
 
 class ManifoldScore(nn.Module):
@@ -107,13 +105,17 @@ def deviation(tau: Tensor) -> Tensor:
     return (-torch.expm1(-tau)).sqrt()
 
 
-def probes(manifold: Manifold, x: Tensor, trace: str) -> list[Tensor]:
+def probes(manifold: Manifold, x: Tensor, trace: str, ambient: Tensor | None = None) -> list[Tensor]:
     """Tangent vectors v at x with which the sum of v.(J v) is the trace of a Jacobian J in the tangent space:
-    an orthonormal frame ("exact"), or one normal draw, with which it is so on average ("hutchinson").
+    an orthonormal frame ("exact"), or a normal draw, with which it is so on average ("hutchinson"): that of
+    `ambient` coordinates, projected, or a new one.
     """
     if trace not in ("exact", "hutchinson"):
-        raise ValueError(f"no trace {trace!r} on a manifold; there are exact, hutchinson")
-    return manifold.frame(manifold.nearest(x)) if trace == "exact" else [manifold.noise(manifold.nearest(x))]
+        raise ValueError(f"no trace {trace!r} on a manifold; there are exact and hutchinson")
+    x = manifold.nearest(x)
+    if trace == "exact":
+        return manifold.frame(x)
+    return [manifold.tangent(x, torch.randn_like(x) if ambient is None else ambient)]
 
 
 def divergence(
@@ -141,21 +143,23 @@ def implicit(
     return per_row(s.square()) / 2 + div
 
 
-def flow_nll(model: ManifoldScore, x: Tensor, taus: Tensor, trace: str) -> Tensor:
-    """-log p(x) in nats with respect to the surface measure, by the probability flow dx/dtau = -score / 2 over
-    rising times, from data to a uniform distribution; four rows a step. In ambient coordinates the flow keeps
-    to the manifold by itself.
+def flow_nll(model: ManifoldScore, x: Tensor, clock: Clock, steps: int, trace: str) -> Tensor:
+    """-log p(x) in nats with respect to the surface measure, by the probability flow dx/dtau = -score / 2
+    from data to a uniform distribution: Adams-Bashforth of order 2 in log(tau + BEND), each step followed by
+    the projection to the nearest point. One row a step.
     """
-    ambient = torch.randn_like(x) if trace == "hutchinson" else None
-
-    def slope(z: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-        # one probe for the whole way, as it lies in the tangent space of each place
-        at = model.manifold.nearest(z)
-        along = probes(model.manifold, z, trace) if ambient is None else [model.manifold.tangent(at, ambient)]
-        score, div = divergence(model, z, tau, along)
-        return -score / 2, -div / 2
-
-    return math.log(model.manifold.volume) - transported(slope, x, taus)[1]
+    ends = clock.tau(torch.tensor([clock.t_min, 1.0], dtype=torch.float64)) + BEND
+    places = torch.linspace(*ends.log().tolist(), steps + 1, dtype=torch.float64)
+    h, change = float(places[1] - places[0]), torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    ambient = torch.randn_like(x) if trace == "hutchinson" else None  # one probe for the whole way
+    moves, spreads = [], []
+    for place in places[:-1].exp():
+        along = probes(model.manifold, x, trace, ambient)
+        score, div = divergence(model, x, place - BEND, along)
+        moves, spreads = [*moves[-1:], float(-place / 2) * score], [*spreads[-1:], float(-place / 2) * div]
+        x = model.manifold.nearest(x + h * adams_bashforth(moves))
+        change = change + h * adams_bashforth(spreads)
+    return math.log(model.manifold.volume) - change
 
 
 def reverse_walk(model: ManifoldScore, x: Tensor, taus: Tensor) -> Tensor:
@@ -168,8 +172,8 @@ def reverse_walk(model: ManifoldScore, x: Tensor, taus: Tensor) -> Tensor:
 
 
 def reverse_heun(model: ManifoldScore, x: Tensor, taus: Tensor) -> Tensor:
-    """The same in ambient coordinates by the Stratonovich-Heun method, each step followed by the projection to
-    the nearest point. Two rows a step.
+    """The same in ambient coordinates by the Stratonovich-Heun method, each step followed by the projection
+    to the nearest point. Two rows a step.
     """
     manifold = model.manifold
     for s, t in pairwise(taus):

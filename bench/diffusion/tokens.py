@@ -43,8 +43,11 @@ class TokenDenoiser(nn.Module):
 
     def log_weights(self, x: Tensor, t: Tensor | float) -> Tensor:
         """log w, up to a constant: what the other positions say of x_0."""
-        found = self(x, t)
-        return found if self.others else found - self.kernel.log_evidence(x, t, found.dtype)
+        return self.as_weights(self(x, t), x, t)
+
+    def as_weights(self, told: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
+        """log w from what the network gave for x_t."""
+        return told if self.others else told - self.kernel.log_evidence(x, t, told.dtype)
 
     def log_posterior(self, x: Tensor, t: Tensor | float) -> Tensor:
         """log p(x_0 | x_t)."""
@@ -92,11 +95,12 @@ def step_loss(
     s = torch.randint(1, steps + 1, (len(x0),)) if s is None else s
     t, s = (s.double() - 1) / steps, s.double() / steps
     x = kernel.noised(x0, s)
-    log_p = denoiser.log_weights(x, s)
-    q, p = both(kernel.between(t, s), kernel.between(0.0, t), log_p, x, x0)
+    told = denoiser(x, s)
+    log_weights = denoiser.as_weights(told, x, s)
+    q, p = both(kernel.between(t, s), kernel.between(0.0, t), log_weights, x, x0)
     loss = steps * divergence(q, p)
     if auxiliary:
-        own = log_p.log_softmax(-1).gather(-1, x0[..., None])
+        own = told.log_softmax(-1).gather(-1, x0[..., None])
         loss = loss - auxiliary * own.flatten(1).sum(1)
     return (loss / x0[0].numel()).float()
 
@@ -109,16 +113,16 @@ def step_bound(denoiser: TokenDenoiser, x0: Tensor, times: Tensor) -> dict[str, 
     -log p(x_0 | x_s).
     """
     kernel = denoiser.kernel
-    total = {"prior": prior_kl(kernel, x0), "diffusion": torch.zeros(len(x0), dtype=torch.float64)}
+    none = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+    total = {"prior": prior_kl(kernel, x0), "diffusion": none, "reconstruction": none}
     for s, t in pairwise(times):
         back, ahead = kernel.between(t, s), kernel.between(0.0, t)
         terms = []
         for piece in pieces(x0, kernel.states):
             x = kernel.noised(piece, s)
             terms.append(divergence(*both(back, ahead, denoiser.log_weights(x, s), x, piece)))
-        total["diffusion" if t > 0 else "reconstruction"] = torch.cat(terms) + (
-            total["diffusion"].to(x0.device) if t > 0 else 0
-        )
+        name = "diffusion" if t > 0 else "reconstruction"
+        total[name] = total[name] + torch.cat(terms)
     return total
 
 

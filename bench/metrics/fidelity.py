@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from bench.metrics import features as extractors
+from bench.metrics.curved import CURVED
 from bench.metrics.features import Extractor
 from bench.metrics.jackknife import BLOCKS, Measured, blocks_of, require
 from bench.metrics.names import column, find
+from bench.metrics.ngrams import NGRAMS
 from bench.metrics.pairs import kid, precision_recall
 from bench.metrics.points import POINTWISE
 from bench.metrics.references import ROWS, Reference
@@ -215,9 +217,10 @@ def _root(cov: Tensor) -> Tensor:
 
 
 def _pointwise(name: str, data: "Data"):
-    if name not in POINTWISE:
+    known = POINTWISE | NGRAMS | CURVED
+    if name not in known:
         raise ValueError(f"{name} is not a metric of samples alone; it has a function of its own.")
-    return POINTWISE[name](data)
+    return known[name](data)
 
 
 def _check(chunk: Tensor, data: "Data") -> None:

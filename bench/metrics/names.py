@@ -22,13 +22,16 @@ class Metric:
 
 IMAGE = frozenset({"image"})
 EITHER = frozenset({"image", "vector"})
+TOKENS = frozenset({"tokens"})
+CURVED = frozenset({"sphere", "torus"})
+BOX = frozenset({"box"})
 ANY = frozenset({"image", "vector", "tokens", "sphere", "torus", "box"})
 # what is measured by default where it is not what images and vectors have
 OF_KIND = {
-    "tokens": ("nll", "nll_excess"),
-    "sphere": ("nll", "nll_excess"),
-    "torus": ("nll", "nll_excess"),
-    "box": ("nll", "nll_excess"),
+    "tokens": ("tv1", "tv2", "tv3", "nll", "nll_excess"),
+    "sphere": ("mmd", "coverage", "nll", "nll_excess"),
+    "torus": ("mmd", "coverage", "nll", "nll_excess"),
+    "box": ("sliced_wasserstein", "coverage", "nll", "nll_excess"),
 }
 
 METRICS = {
@@ -41,9 +44,14 @@ METRICS = {
         Metric("recall", "recall", "samples", "higher", EITHER, needs_extractor=True),
         Metric("memorisation", "distance to the training set, held-out = 1", "samples", "target", EITHER),
         Metric("nll", "negative log-likelihood", "nll", "lower", ANY),
-        Metric("sliced_wasserstein", "sliced Wasserstein-2", "samples", "lower", EITHER, exact=True),
+        Metric("sliced_wasserstein", "sliced Wasserstein-2", "samples", "lower", EITHER | BOX, exact=True),
         Metric("exact_nll", "exact NLL of the samples", "samples", "target", EITHER, exact=True),
         Metric("distance", "distance to the converged solution", "samples", "lower", EITHER, exact=True),
+        Metric("tv1", "total variation of tokens", "samples", "lower", TOKENS),
+        Metric("tv2", "total variation of pairs of tokens", "samples", "lower", TOKENS),
+        Metric("tv3", "total variation of triples of tokens", "samples", "lower", TOKENS),
+        Metric("mmd", "squared MMD along geodesics", "samples", "lower", CURVED),
+        Metric("coverage", "share of modes visited", "samples", "higher", EITHER | CURVED | BOX, exact=True),
         Metric("nll_excess", "NLL above the exact one", "nll", "lower", ANY, exact=True),
     )
 }

@@ -2,6 +2,8 @@
 balls.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,12 +15,23 @@ PIECE = 1000
 
 def kid(x: Tensor, y: Tensor, blocks: int) -> tuple[float, tuple[float, ...]]:
     """The unbiased squared MMD of features x (N, F) and y (M, F) with the kernel (x.y / F + 1)^3, and
-    replicates.
-
-    (Bińkowski et al. 2018.) All pairs are used once; the replicates come from the kernel's sums by blocks of
-    x.
+    replicates (Bińkowski et al. 2018).
     """
-    x, y = x.double(), y.double()
+    return squared_mmd(x.double(), y.double(), blocks, _kernel, _self_kernel)
+
+
+def squared_mmd(
+    x: Tensor,
+    y: Tensor,
+    blocks: int,
+    kernel: Callable[[Tensor, Tensor], Tensor],
+    self_kernel: Callable[[Tensor], Tensor],
+) -> tuple[float, tuple[float, ...]]:
+    """The unbiased squared MMD of rows x (N, ...) and y (M, ...) (Gretton et al. 2012), and replicates.
+
+    kernel: (n, ...), (m, ...) -> (n, m); self_kernel: its value at each row with itself. All pairs are used
+    once; the replicates come from the kernel's sums by blocks of x.
+    """
     block = blocks_of(len(x), blocks)
     member = torch.nn.functional.one_hot(block, blocks).double()
     size = member.sum(0)
@@ -28,10 +41,10 @@ def kid(x: Tensor, y: Tensor, blocks: int) -> tuple[float, tuple[float, ...]]:
         member.new_zeros(blocks),
     )
     for piece, where in zip(x.split(PIECE), block.split(PIECE)):
-        within.index_add_(0, where, _kernel(piece, x) @ member)
-        diagonal.index_add_(0, where, _self_kernel(piece))
-        across.index_add_(0, where, _kernel(piece, y).sum(1))
-    real = sum(_kernel(piece, y).sum() for piece in y.split(PIECE)) - _self_kernel(y).sum()
+        within.index_add_(0, where, kernel(piece, x).double() @ member)
+        diagonal.index_add_(0, where, self_kernel(piece).double())
+        across.index_add_(0, where, kernel(piece, y).double().sum(1))
+    real = sum(kernel(piece, y).double().sum() for piece in y.split(PIECE)) - self_kernel(y).double().sum()
 
     def distance(pairs: Tensor, cross: Tensor, n: Tensor) -> Tensor:
         return pairs / (n * (n - 1)) + real / (len(y) * (len(y) - 1)) - 2 * cross / (n * len(y))
