@@ -6,9 +6,9 @@ a uniform prior, the bound (Theorem 2, simplified by Proposition 2) is
     -log p(x) <= log volume + integral of beta E[|s|^2 / 2 + div s](X_t, t) dt,        X_0 = x,
 
 whose divergence is the trace of the ambient Jacobian between projections (Proposition 1). The integral is
-estimated at random times, drawn from a proposal that is trained for the least second moment of the estimate
-(section 3). Processes are integrated by the Stratonovich-Heun method with a projection after each step. The
-clock beta(t) is RSGM's; the proposal corrects for it.
+estimated at random times, drawn from a proposal that is trained for the least second moment of the estimate.
+Sampling is by the Stratonovich-Heun method with a projection after each step. The clock beta(t) is RSGM's;
+the proposal corrects for it.
 """
 
 import math

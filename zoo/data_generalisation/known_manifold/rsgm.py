@@ -1,7 +1,7 @@
 """RSGM: score-based generative modelling on a manifold, with Brownian motion as the noise.
 
 The forward process dX = sqrt(beta(t)) dB_M forgets the data for the uniform distribution, and its time
-reversal has the drift beta grad log p_t. Both are simulated by geodesic random walks (Algorithm 1),
+reversal has the drift beta grad log p_t. Both are simulated by geodesic random walks,
 
     x <- exp_x(h score(x, t) + sqrt(h) z),        z normal in the tangent space at x,
 
@@ -44,7 +44,7 @@ class RSGM(Method):
     t_min: float = 1e-3  # of time, which ends at 1
     loss: str = "heat_kernel"  # or "implicit"
     draws: int = 8  # times for each point of a batch, as a point costs little
-    walk: int = 16  # steps of the forward walk, where it is not exact
+    walk: int = 16  # steps of the forward walk, where it is not exact; of second order, so that few do
     trace: str = "exact"  # "hutchinson" costs one derivative however many dimensions
     learned: bool = False  # a network where the exact score is known
 
