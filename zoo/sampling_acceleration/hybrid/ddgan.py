@@ -34,11 +34,12 @@ class DDGAN(Method):
     paper = "arXiv:2112.07804"
     base = None
     schedules = ("vp", "vp_cosine")
+    share = 3.5  # a chain of 2 on digits: FID 12 after 200,000 images, 5 after the 560,000 it gets of this
     version = 3
 
     steps: int = 0  # of the chain; 0 trains chains of 4, 2 and 1 and takes the longest that the budget holds
     latent: int = 100
-    r1: float = 0.05
+    r1: float = 1.0  # the paper has 0.05; with so few images the critic would learn them by heart
 
     def build(self, base: None, data, nfe: int) -> nn.Module:
         """A generator for each chain, by its length."""
@@ -49,10 +50,10 @@ class DDGAN(Method):
         return model
 
     def train(self, model: nn.Module, base: None, data, images: int, nfe: int) -> None:
-        """Fit every chain; each step of a chain sees as many images as those of the others."""
-        lengths = list(map(int, model))
-        for length in lengths:
-            self.fit_chain(model[str(length)], length, data, images * length // sum(lengths))
+        """Fit every chain; that of 1, which few samplers rival, has half the images of the others."""
+        parts = {int(length): min(int(length), 2) for length in model}
+        for length, part in parts.items():
+            self.fit_chain(model[str(length)], length, data, images * part // sum(parts.values()))
 
     def fit_chain(self, generator: nn.Module, length: int, data, images: int) -> None:
         schedule, times = self.process(), self.times(length)
