@@ -121,6 +121,9 @@ def list_methods(category, leaf, style) -> None:
 @click.option(
     "--keep", type=click.IntRange(0), default=16, show_default=True, help="Sample images kept a cell."
 )
+@click.option(
+    "--trials", type=click.IntRange(0), default=0, help="Settings tried before these, if they are tuned."
+)
 @click.option("--again", is_flag=True, help="Measure again what is answered already.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and its cost, and draw nothing.")
 @TABLE_FORMAT

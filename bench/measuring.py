@@ -22,7 +22,7 @@ from bench.job import BLOCKS, Cell, Chunk, Row
 from bench.metrics.fidelity import measure
 from bench.metrics.jackknife import Measured, of_mean
 from bench.metrics.likelihood import measure_excess, measure_nll
-from bench.plan import SAMPLES, Plan, expected, named
+from bench.plan import SAMPLES, Plan, Request, expected, named
 from bench.tables import FLOOR
 from bench.worker import Ready
 
@@ -167,7 +167,7 @@ def row_of(
         train_seconds=card.get("seconds", 0.0) if trained else 0.0,
         train_rows=(card.get("rows", 0) if trained else 0) + readied.searched,
         start=readied.start,
-        details=dict(found.extra) if found else {},
+        details=(dict(found.extra) if found else {}) | tuned(plan.request),
         error=error,
         source=cell.source,
         versions=versions(),
@@ -177,6 +177,11 @@ def row_of(
         commit=commit(),
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+
+
+def tuned(request: Request) -> dict[str, int]:
+    """How many trials the settings took, where it was said that they are tuned."""
+    return {"trials": request.trials} if request.trials else {}
 
 
 @lru_cache

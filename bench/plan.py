@@ -49,6 +49,7 @@ class Request:
     micro_batch: int | None = None
     minutes: float | None = None
     keep: int = 16
+    trials: int = 0  # how many settings were tried before these, where they were tuned
     again: bool = False
 
 

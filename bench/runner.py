@@ -13,11 +13,12 @@ from bench import registry, store, worker
 from bench.calibration import calibrate
 from bench.executors import mapped
 from bench.job import Cell, Chunk
+from bench.labels import identity, label_of
 from bench.measuring import Readied, error_row, floor, floor_key, measured, start_of
 from bench.plan import Plan, Request, expected, planned, workers
 from bench.progress import Progress
 from bench.selection import Selection
-from bench.tables import Reading, Table, identity, label_of, tables
+from bench.tables import Reading, Table, tables
 from bench.worker import Failure, Task
 
 SELECTORS = ("category", "leaf", "survey", "plugin_files")

@@ -1,6 +1,5 @@
 """Tables of what was measured, from rows alone: methods down, budgets across, one table a metric."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import click
 
 from bench import registry, store
+from bench.labels import identity, label_of
 from bench.metrics.names import METRICS, parse
 from bench.protocol import described, difference
 from bench.registry import Plugin
@@ -162,50 +162,6 @@ def target_of(entry: Entry) -> float:
 def order_of(label: str, plugin: Plugin | None) -> tuple:
     """Foundations first, then by place in the taxonomy, then by name."""
     return (plugin is None or plugin.folder != "foundations", plugin.folder if plugin else "~", label)
-
-
-def identity(row: dict) -> tuple:
-    """What tells one line from another: the method, its parameters, its base and what it was trained on."""
-    parameters = {name: value for name, value in row["parameters"].items() if name != "tolerance"}
-    return (
-        row["method"],
-        row["version"],
-        json.dumps(parameters, sort_keys=True),
-        row["base_id"],
-        row["images"],
-        row["ask"] == "bound",  # which some methods have beside a likelihood, at the same budgets
-    )
-
-
-def label_of(rows: Sequence[dict], known: dict[str, Plugin]) -> dict[tuple, str]:
-    """Readable names: the title, the parameters that are not its defaults, and the base where there are
-    several.
-    """
-    labels: dict[tuple, str] = {}
-    bases: dict[str, set[str]] = {}  # by method, so that a base is named only where one method has several
-    for row in rows:
-        bases.setdefault(row["method"], set()).add(row["base_id"])
-    for key, row in {identity(row): row for row in rows}.items():
-        plugin = known.get(row["method"])
-        inside = changed(row["parameters"], plugin) if plugin else []
-        if len(bases[row["method"]]) > 1:
-            inside.append(f"base {row['base_id'].removeprefix('exact:')[:6]}")
-        if row["ask"] == "bound":
-            inside.append("bound")
-        if plugin and row["version"] != plugin.version:
-            inside.append(f"version {row['version']}")
-        text = (plugin.title if plugin else row["method"]) + (f" ({', '.join(inside)})" if inside else "")
-        labels[key] = f"{text} [{row['method']}]" if text in labels.values() else text
-    return labels
-
-
-def changed(parameters: dict, plugin: Plugin) -> list[str]:
-    """The parameters that are not the plugin's defaults, as name=value."""
-    return [
-        f"{name}={value}"
-        for name, value in parameters.items()
-        if name != "tolerance" and name in plugin.parameters and plugin.parameters[name][1] != value
-    ]
 
 
 def refuse_mixed(rows: Sequence[dict], folder: Path) -> None:

@@ -262,3 +262,7 @@ def test_help_and_list_import_neither_torch_nor_pandas():
         code += "assert not {'torch', 'pandas'} & set(sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
+
+
+def test_tuned_settings_say_in_the_table_how_many_trials_they_took(tmp_path):
+    assert "tuned in 3 trials" in ran("ddim:eta=1", "--data", "mixture2d", "--trials", "3", results=tmp_path)

@@ -1,0 +1,52 @@
+"""What the lines of tables and figures are called, and what tells one line from another."""
+
+import json
+from collections.abc import Sequence
+
+from bench.registry import Plugin
+
+
+def identity(row: dict) -> tuple:
+    """What tells one line from another: the method, its parameters, its base and what it was trained on."""
+    parameters = {name: value for name, value in row["parameters"].items() if name != "tolerance"}
+    return (
+        row["method"],
+        row["version"],
+        json.dumps(parameters, sort_keys=True),
+        row["base_id"],
+        row["images"],
+        row["ask"] == "bound",  # which some methods have beside a likelihood, at the same budgets
+    )
+
+
+def label_of(rows: Sequence[dict], known: dict[str, Plugin]) -> dict[tuple, str]:
+    """Readable names: the title, the parameters that are not its defaults, and the base where there are
+    several.
+    """
+    labels: dict[tuple, str] = {}
+    bases: dict[str, set[str]] = {}  # by method, so that a base is named only where one method has several
+    for row in rows:
+        bases.setdefault(row["method"], set()).add(row["base_id"])
+    for key, row in {identity(row): row for row in rows}.items():
+        plugin = known.get(row["method"])
+        inside = changed(row["parameters"], plugin) if plugin else []
+        if len(bases[row["method"]]) > 1:
+            inside.append(f"base {row['base_id'].removeprefix('exact:')[:6]}")
+        if row["ask"] == "bound":
+            inside.append("bound")
+        if trials := row["details"].get("trials"):
+            inside.append(f"tuned in {trials} trials")
+        if plugin and row["version"] != plugin.version:
+            inside.append(f"version {row['version']}")
+        text = (plugin.title if plugin else row["method"]) + (f" ({', '.join(inside)})" if inside else "")
+        labels[key] = f"{text} [{row['method']}]" if text in labels.values() else text
+    return labels
+
+
+def changed(parameters: dict, plugin: Plugin) -> list[str]:
+    """The parameters that are not the plugin's defaults, as name=value."""
+    return [
+        f"{name}={value}"
+        for name, value in parameters.items()
+        if name != "tolerance" and name in plugin.parameters and plugin.parameters[name][1] != value
+    ]
