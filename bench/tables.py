@@ -243,10 +243,16 @@ def chosen(
     nfe: Sequence[int] | None = None,
     protocol: str | None = None,
 ) -> list[dict]:
-    """The rows that meet every condition given; floors go with their data."""
+    """The rows that meet every condition given; floors go with their data, and the foundations with every
+    category.
+    """
     from bench.selection import Selection, labelled
 
-    names = labelled(Selection(category=category), registry.plugins()) | {FLOOR} if category else None
+    names = None
+    if category:
+        known = registry.plugins()
+        foundations = {name for name, plugin in known.items() if plugin.folder == "foundations"}
+        names = labelled(Selection(category=category), known) | foundations | {FLOOR}
     return [
         row
         for row in rows
