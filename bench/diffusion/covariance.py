@@ -245,9 +245,12 @@ def pixel(denoiser: Denoiser, pixels: float) -> float | None:
     return pixels * 2 / (denoiser.levels - 1) * math.sqrt(math.pi / 2) if denoiser.levels and pixels else None
 
 
-def chain_bound(denoiser: Denoiser, x: Tensor, times: Tensor, reverse: Reverse) -> dict[str, Tensor]:
+def chain_bound(
+    denoiser: Denoiser, x: Tensor, times: Tensor, reverse: Reverse, even: bool = True
+) -> dict[str, Tensor]:
     """`step_bound` with the last step's variance as these papers have it for levels, that of the posterior of
-    the step before; for a density the reverse step's own, no less than that.
+    the step before; for a density, and in chains whose steps are not even and may be very short there, the
+    reverse step's own, no less than that.
     """
 
     def with_last(x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,6 +260,6 @@ def chain_bound(denoiser: Denoiser, x: Tensor, times: Tensor, reverse: Reverse) 
         if len(times) == 2:
             return mean, variance.clamp(min=float(denoiser.schedule.sigma(denoiser.schedule.t_min)) ** 2)
         own = posterior(denoiser.schedule, times[-3], times[-2]).variance
-        return mean, own if denoiser.levels else variance.clamp(min=float(own))
+        return mean, own if denoiser.levels and even else variance.clamp(min=float(own))
 
     return step_bound(denoiser, x, times, with_last)

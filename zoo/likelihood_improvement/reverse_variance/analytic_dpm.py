@@ -41,6 +41,5 @@ class AnalyticDPM(Method):
         return ancestral(x, model.best_times(nfe), best_reverse(model.base, model.of, self.clip))
 
     def nll(self, model: MeanVariance, x: Tensor, nfe: int) -> dict[str, Tensor]:
-        return chain_bound(
-            model.base, x, model.best_times(nfe), best_reverse(model.base, model.of, self.clip)
-        )
+        reverse = best_reverse(model.base, model.of, self.clip)
+        return chain_bound(model.base, x, model.best_times(nfe), reverse, even=False)

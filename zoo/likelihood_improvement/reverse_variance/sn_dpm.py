@@ -60,4 +60,5 @@ class SNDPM(Method):
 
     def nll(self, model: Planned, x: Tensor, nfe: int) -> dict[str, Tensor]:
         reverse = best_reverse(model.base, partial(by_head, model.base), self.clip)
-        return chain_bound(model.base, x, model.times(nfe, self.trajectory), reverse)
+        even = self.trajectory == "even"
+        return chain_bound(model.base, x, model.times(nfe, self.trajectory), reverse, even)
