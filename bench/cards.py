@@ -45,7 +45,9 @@ def card(name: str, plugin_files: tuple[Path, ...] = ()) -> str:
             lines.append(f"  {label:10} {value}")
     lines.append(f"  cost       {cost(plugin)}")
     lines += ["  parameters"] + [
-        f"    {p}: {kind} = {value!r}" for p, (kind, value) in plugin.parameters.items()
+        f"    {p}: {kind} = {value!r}"
+        for p, (kind, value) in plugin.parameters.items()
+        if p != "schedule" or value
     ]
     if entry is not None:
         lines += ["  surveys"] + [

@@ -96,6 +96,7 @@ def declared(plugin: Plugin) -> str:
             "<br>".join(
                 f"<code>{escape(p)}: {escape(str(kind))} = {escape(repr(value))}</code>"
                 for p, (kind, value) in plugin.parameters.items()
+                if p != "schedule" or value  # it has a process of its own
             ),
         ),
     ]
