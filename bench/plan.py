@@ -229,7 +229,7 @@ def expected(plan: Plan, cell: Cell) -> list[str]:
     """The columns that the rows of a cell fill."""
     if cell.ask != "sample":
         declared = registry.plugins(plan.site.plugin_files)[cell.method].declared
-        kind = declared.get("likelihood") or "elbo" if cell.ask == "nll" else "elbo"
+        kind = "elbo" if cell.ask == "bound" else declared.get("likelihood") or "elbo"
         dequantise = declared.get("dequantise", "uniform")
         if dequantise == "own":
             dequantise = json.loads(cell.parameters).get("dequantisation", "own")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from bench.diffusion import training
 from bench.diffusion.adversarial import Round, contest
 from bench.diffusion.counting import counting
-from bench.diffusion.generators import VAE, Encoder, Sampler, Translator, noise_like
+from bench.diffusion.denoiser import noise_like
+from bench.diffusion.generators import VAE, Encoder, Sampler, Translator
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.metrics import features, points
-from bench.metrics.classifiers import FEATURES, WEIGHTS, digits, load
+from bench.metrics.classifiers import FEATURES, WEIGHTS, halves, load
 from bench.metrics.features import default_extractor, extractor
 from bench.metrics.fidelity import measure
 from bench.metrics.references import reference
@@ -56,7 +56,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def digit_data() -> Stored:
-    train, _, test, _ = digits()
+    train, _, test, _ = halves("digits")
     return Stored("digits", "image", as_levels(train), as_levels(test), levels=17)
 
 
@@ -176,7 +176,7 @@ def test_the_moments_of_a_reference_longer_than_its_rows_are_those_of_all(gaussi
 
 
 def test_the_shipped_digits_classifier_reads_98_percent_of_the_held_out_digits():
-    _, _, images, labels = digits()
+    _, _, images, labels = halves("digits")
     net, _ = load("digits")
     assert (net(images)[1].argmax(1) == labels).double().mean() >= 0.98
 

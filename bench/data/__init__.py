@@ -164,7 +164,7 @@ class Data:
     def back(self, x: Tensor, kind: str) -> Tensor:
         """Samples of `view(kind)` as samples of this data set."""
         if kind == "tokens" != self.kind:
-            return x.float() * (2 / (self.levels - 1)) - 1
+            return self.scale(x)
         return x
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.diffusion import training
-from bench.diffusion.generators import Encoder, Sampler, noise_like
+from bench.diffusion.denoiser import noise_like
+from bench.diffusion.generators import Encoder, Sampler
 
 LAZY = 4  # R1 is paid at every fourth step, fourfold (Karras et al. 2020, section 3.1)
 

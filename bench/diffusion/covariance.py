@@ -8,17 +8,18 @@ in this unit: there it is of one size at every noise level.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from bench.diffusion.counting import counting
-from bench.diffusion.denoiser import Denoiser, Prediction, rowwise
+from bench.diffusion.denoiser import Denoiser, Prediction, noise_like, rowwise
 from bench.diffusion.distillation import spent
 from bench.diffusion.dynamic import cheapest_paths
 from bench.diffusion.likelihood import normal_kl, step_bound
 from bench.diffusion.networks import second_head
-from bench.diffusion.steps import clipped, posterior
+from bench.diffusion.steps import ancestral, clipped, posterior
 from bench.diffusion.training import fit
 
 ROWS = 256  # images evaluated at once, each under a noise and its negative
@@ -161,7 +162,7 @@ def noised(denoiser: Denoiser, x0: Tensor, generator: torch.Generator) -> tuple[
     first, last = (denoiser.schedule.lam(t) for t in (denoiser.schedule.t_max, denoiser.schedule.t_min))
     place = torch.rand(len(x0), generator=generator, device=generator.device).double()
     r = torch.exp(-(first + place * (last - first))).to(x0.device).repeat(2)
-    eps = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
+    eps = noise_like(x0, generator)
     x0, eps = torch.cat([x0, x0]), torch.cat([eps, -eps])
     out = denoiser.at(x0 + rowwise(r, x0) * eps, torch.ones_like(r), r)
     return eps, out, rowwise(unit(r, denoiser.sigma_data) / r**2, x0)
@@ -236,6 +237,19 @@ class Planned(nn.Module):
         if nfe - 1 > len(self.grid) - 1:  # more steps than candidates: even in lambda, as they are
             return self.base.schedule.steps(nfe, end="zero")
         return cheapest_times(self.grid.cpu(), self.cost.cpu(), nfe)
+
+    def reverse(self, clip: float) -> Reverse:
+        """The chain's step, with the variance that the head says."""
+        return best_reverse(self.base, partial(by_head, self.base), clip)
+
+    def sampled(self, x: Tensor, nfe: int, trajectory: str, clip: float) -> Tensor:
+        """Samples (N, *shape) of the chain from x."""
+        return ancestral(x, self.times(nfe, trajectory), self.reverse(clip))
+
+    def bound(self, x: Tensor, nfe: int, trajectory: str, clip: float) -> dict[str, Tensor]:
+        """The terms of the same chain's bound."""
+        even = trajectory == "even"
+        return chain_bound(self.base, x, self.times(nfe, trajectory), self.reverse(clip), even)
 
 
 def pixel(denoiser: Denoiser, pixels: float) -> float | None:

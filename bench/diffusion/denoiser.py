@@ -52,6 +52,11 @@ def rowwise(a: Tensor, x: Tensor) -> Tensor:
     return a.to(x.device, x.dtype).view(-1, *[1] * (x.ndim - 1)) if a.ndim else a.to(x.device, x.dtype)
 
 
+def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Unit noise of x's shape, from a generator wherever that lies."""
+    return torch.randn(x.shape, generator=generator, device=generator.device).to(x)
+
+
 class Prediction:
     """What the network says of x: x0, eps, the score and v, each computed when asked for, and its `extra`
     channels.

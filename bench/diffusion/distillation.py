@@ -66,11 +66,6 @@ def drawn(pairs: tuple[Tensor, Tensor], n: int, generator: torch.Generator) -> t
     return pairs[0][index], pairs[1][index]
 
 
-def normal(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Unit noise of x's shape."""
-    return torch.randn(x.shape, generator=generator, device=generator.device).to(x)
-
-
 def consistent(student: Denoiser, x: Tensor, t: Tensor) -> Tensor:
     """f(x, t), which takes a point of the flow at time t, a scalar or one a row, to its end at t_min (Song et
     al. 2023, arXiv:2303.01469, eq. 5 and appendix C): c_skip(t) x + c_out(t) F, the identity at t_min.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.diffusion.counting import Counted
+from bench.diffusion.denoiser import noise_like
 
 FLAT = 8  # pixels up to which an image is taken as a vector
 SMALLEST = 7  # pixels at which an image is no longer halved
@@ -247,8 +248,3 @@ class Beside(nn.Module):
 
     def forward(self, x: Tensor, lam: Tensor, other: Tensor) -> Tensor:
         return self.net(torch.cat([x, other], 1), lam)
-
-
-def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Unit noise of x's shape, from a generator wherever that lies."""
-    return torch.randn(x.shape, generator=generator, device=generator.device).to(x)

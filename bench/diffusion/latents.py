@@ -10,11 +10,12 @@ from torch.nn import functional
 
 from bench.diffusion.bounds import continuous_bound
 from bench.diffusion.counting import Counted
-from bench.diffusion.denoiser import Denoiser, rowwise
-from bench.diffusion.generators import FLAT, Residual, channels, layer, noise_like, resized
+from bench.diffusion.denoiser import Denoiser, noise_like, rowwise
+from bench.diffusion.generators import FLAT, Residual, channels, layer, resized
 from bench.diffusion.likelihood import bin_log_density, normal_log_prob, prior_kl
 from bench.diffusion.networks import MLP, UNet
 from bench.diffusion.schedule import Schedule
+from bench.diffusion.steps import ancestral, generalised
 
 SIDE = 14  # pixels at which the latents of an image are no longer halved
 ROWS = 512  # images encoded at once
@@ -136,6 +137,11 @@ class LatentDiffusion(nn.Module):
         """(n, *latent)."""
         return self.denoiser.prior(n, generator, device)
 
+    def sampled(self, z: Tensor, nfe: int, eta: float, spacing: str) -> Tensor:
+        """DDIM's samples in the latent space from z (N, *latent), decoded."""
+        times = self.denoiser.schedule.steps(nfe, spacing, end="zero")
+        return self.autoencoder.decoded(ancestral(z, times, generalised(self.denoiser, eta)))
+
 
 class Mixed(nn.Module):
     """LSGM's mixed score (Vahdat et al. 2021, section 3.2): eps = (1 - a) sigma z + a net(z), whose first
@@ -156,6 +162,13 @@ def latent_denoiser(shape: tuple[int, ...], schedule: Schedule, mixed: bool = Fa
     """A new denoiser of standardised latents."""
     net = net_of(shape)
     return Denoiser(Mixed(net, shape) if mixed else net, schedule, shape, "eps" if mixed else "F", 1.0)
+
+
+def variational(data, schedule: Schedule) -> LatentDiffusion:
+    """LSGM's networks before training: an autoencoder that tells its spread, and a mixed prior."""
+    autoencoder = Autoencoder(data.shape, outputs=2)
+    denoiser = latent_denoiser(autoencoder.latent, schedule, mixed=True)
+    return LatentDiffusion(autoencoder, denoiser, data.levels)
 
 
 def cross_entropy(denoiser: Denoiser, z: Tensor, generator: torch.Generator) -> Tensor:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion.bounds import continuous_bound
-from bench.diffusion.denoiser import Denoiser, Prediction, untrained
+from bench.diffusion.denoiser import Denoiser, Prediction, noise_like, untrained
 from bench.diffusion.dequantise import dequantiser
-from bench.diffusion.generators import noise_like
 from bench.diffusion.likelihood import flow_nll
 from bench.diffusion.schedule import Schedule
 from bench.diffusion.steps import ancestral, generalised

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench.diffusion.denoiser import FORMS, KNOWN, Denoiser, rowwise
+from bench.diffusion.denoiser import FORMS, KNOWN, Denoiser, noise_like, rowwise
 
 Report = Callable[[str, int, int, float], None]  # label, images seen, images in all, loss
 
@@ -185,7 +185,7 @@ def denoising_loss(
     mean, spread = 1.2, 1.4
     lam = mean + spread * torch.randn(len(x0), generator=generator, device=generator.device).double()
     r = torch.exp(-lam.clamp(*KNOWN)).to(x0.device)
-    noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
+    noise = noise_like(x0, generator)
     ones = torch.ones_like(r)
     a, b = FORMS[model.form](ones, r, model.sigma_data)
     z = x0 + rowwise(r, x0) * noise

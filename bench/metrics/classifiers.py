@@ -22,7 +22,6 @@ from torch.nn import functional as F
 WEIGHTS = Path(__file__).parent / "weights"
 COMMAND = "python -m bench.metrics.classifiers"
 FEATURES = 64
-TRAIN = 1437  # of scikit-learn's 1,797 digits; the others are held out
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]  # images in [-1, 1] and labels, of training and held out
 
@@ -79,19 +78,7 @@ def load(name: str) -> tuple[Classifier, str]:
     return net.eval().requires_grad_(False), sha256
 
 
-def digits() -> Split:
-    """scikit-learn's 8 x 8 digits: 1,437 for training and 360 held out."""
-    import numpy as np
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    order = np.random.default_rng(0).permutation(len(bunch.images))
-    images = torch.from_numpy(bunch.images[order]).float()[:, None] * (2 / 16) - 1
-    labels = torch.from_numpy(bunch.target[order])
-    return images[:TRAIN], labels[:TRAIN], images[TRAIN:], labels[TRAIN:]
-
-
-def downloaded(name: str) -> Split:
+def halves(name: str) -> Split:
     """A data set of bench.data, by its own halves."""
     from bench.data import load as load_data
 
@@ -100,10 +87,10 @@ def downloaded(name: str) -> Split:
 
 
 RECIPES = {
-    "digits": Recipe(8, 17, ((32, 32), (48,)), digits, 100),
-    "mnist": Recipe(28, 256, ((16,), (32, 32), (48,)), partial(downloaded, "mnist"), 6, 128),
+    "digits": Recipe(8, 17, ((32, 32), (48,)), partial(halves, "digits"), 100),
+    "mnist": Recipe(28, 256, ((16,), (32, 32), (48,)), partial(halves, "mnist"), 6, 128),
     "fashion-mnist": Recipe(
-        28, 256, ((24,), (48, 48), (64,)), partial(downloaded, "fashion-mnist"), 14, 128, 0.4, flip=True
+        28, 256, ((24,), (48, 48), (64,)), partial(halves, "fashion-mnist"), 14, 128, 0.4, flip=True
     ),
 }
 

@@ -12,9 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.denoiser import Denoiser, noise_like
 from bench.diffusion.exact_bits import ExactBits, bits_of, codes, tokens_of
-from bench.diffusion.generators import Beside, noise_like
+from bench.diffusion.generators import Beside
 from bench.diffusion.networks import image_net
 from bench.diffusion.schedule import SCHEDULES, at
 from bench.diffusion.steps import ddim, posterior

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bench.diffusion.latents import Autoencoder, LatentDiffusion, latent_denoiser
 from bench.diffusion.schedule import SCHEDULES
-from bench.diffusion.steps import ancestral, generalised
 from bench.diffusion.training import denoising_loss, fit
 from bench.method import Method
 
@@ -38,6 +37,4 @@ class LDM(Method):
         fit(loss, model.denoiser, data, images, batch=128, lr=2e-3)
 
     def sample(self, model: LatentDiffusion, x: Tensor, nfe: int) -> Tensor:
-        times = model.denoiser.schedule.steps(nfe, self.spacing, end="zero")
-        z = ancestral(x, times, generalised(model.denoiser, self.eta))
-        return model.autoencoder.decoded(z)
+        return model.sampled(x, nfe, self.eta, self.spacing)

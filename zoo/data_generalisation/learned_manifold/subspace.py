@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion.covariance import unit
-from bench.diffusion.denoiser import Denoiser, rowwise
-from bench.diffusion.generators import noise_like
+from bench.diffusion.denoiser import Denoiser, noise_like, rowwise
 from bench.diffusion.latents import Subspace, net_of
 from bench.diffusion.steps import ancestral, generalised
 from bench.diffusion.training import fit

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.diffusion.denoiser import Denoiser, rowwise
-from bench.diffusion.generators import noise_like
+from bench.diffusion.denoiser import Denoiser, noise_like, rowwise
 from bench.diffusion.schedule import SCHEDULES
 from bench.diffusion.score_models import ScoreModel, even_times, noise_error, score_model
 from bench.diffusion.training import fit

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.diffusion.denoiser import Denoiser
-from bench.diffusion.generators import noise_like
+from bench.diffusion.denoiser import Denoiser, noise_like
 from bench.diffusion.likelihood import per_row
 from bench.diffusion.schedule import SCHEDULES, Schedule
 from bench.diffusion.score_models import ScoreModel, evenly, score_model

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion.covariance import chain_bound
-from bench.diffusion.denoiser import Denoiser, untrained
+from bench.diffusion.denoiser import Denoiser, noise_like, untrained
 from bench.diffusion.schedule import SCHEDULES
 from bench.diffusion.steps import ancestral, clipped, posterior
 from bench.diffusion.training import fit
@@ -45,7 +45,7 @@ class IDDPMCosine(Method):
         def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
             t = torch.rand(len(x0), generator=generator, device=generator.device, dtype=torch.float64)
             t = (first + (last - first) * t).to(x0.device)
-            eps = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
+            eps = noise_like(x0, generator)
             return ((model(model.noised(x0, t, eps), t).eps - eps) ** 2).flatten(1).mean(1)
 
         fit(loss, model, data, images, lr=self.lr)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion.counting import Counted
-from bench.diffusion.denoiser import Denoiser, rowwise
+from bench.diffusion.denoiser import Denoiser, noise_like, rowwise
 from bench.diffusion.training import fit
 from bench.method import Method
 
@@ -101,7 +101,7 @@ class SanRoman(Method):
         def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
             t = torch.rand(len(x0), generator=generator, device=generator.device, dtype=torch.float64)
             t = schedule.t_min + (schedule.t_max - schedule.t_min) * t
-            eps = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
+            eps = noise_like(x0, generator)
             aim = 2 * schedule.sigma(t).log().to(x0)
             return (model.level(base.noised(x0, t, eps)) - aim) ** 2
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion.bounds import reconstruction
-from bench.diffusion.denoiser import Denoiser, rowwise
+from bench.diffusion.denoiser import Denoiser, noise_like, rowwise
 from bench.diffusion.likelihood import per_row, prior_kl
 from bench.diffusion.networks import MLP, image_net
 from bench.diffusion.schedule import Schedule, at, slope
@@ -160,7 +160,7 @@ def loss(model: Denoiser, x0: Tensor, generator: torch.Generator) -> Tensor:
     shape, rate = torch.func.jvp(schedule.shape, (place,), (torch.ones_like(place),))
     first, span = schedule.ends[0], schedule.ends[1] - schedule.ends[0]
     gamma = first + span * shape
-    eps = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
+    eps = noise_like(x0, generator)
     alpha, sigma = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
     out = model.at(rowwise(alpha, x0) * x0 + rowwise(sigma, x0) * eps, alpha, sigma)
     diffusion = span * rate * per_row((eps - out.eps) ** 2) / 2

@@ -16,8 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from bench.diffusion.denoiser import Denoiser, Prediction, rowwise, untrained
-from bench.diffusion.distillation import normal
+from bench.diffusion.denoiser import Denoiser, Prediction, noise_like, rowwise, untrained
 from bench.diffusion.likelihood import bin_log_density, normal_kl, normal_log_prob, step_bound
 from bench.diffusion.schedule import cosine_table, linear_table
 from bench.diffusion.steps import Posterior, ancestral, clipped, posterior
@@ -65,7 +64,7 @@ class IDDPM(Method):
     def train(self, model: Denoiser, base: None, data, images: int, nfe: int) -> None:
         def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
             n, weight = self.drawn(model, len(x0), generator)
-            eps = normal(x0, generator)
+            eps = noise_like(x0, generator)
             out = model(model.noised(x0, n / self.T, eps), n / self.T)
             simple = ((eps - out.eps) ** 2).flatten(1).mean(1)
             if self.objective == "simple":

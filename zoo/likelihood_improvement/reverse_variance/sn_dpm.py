@@ -10,22 +10,10 @@ pays for it. It is SN-DDPM as a model of likelihood: the times are those of the 
 by dynamic programming over its terms, and the samples are drawn from the very chain whose bound is told.
 """
 
-from functools import partial
-
 from torch import Tensor
 
-from bench.diffusion.covariance import (
-    Planned,
-    best_reverse,
-    by_head,
-    chain_bound,
-    chosen,
-    fit_head,
-    headed,
-    squared_noise,
-)
+from bench.diffusion.covariance import Planned, chosen, fit_head, headed, squared_noise
 from bench.diffusion.denoiser import Denoiser
-from bench.diffusion.steps import ancestral
 from bench.method import Method
 
 
@@ -55,10 +43,7 @@ class SNDPM(Method):
         model.plan(*chosen(data, self.points))
 
     def sample(self, model: Planned, x: Tensor, nfe: int) -> Tensor:
-        reverse = best_reverse(model.base, partial(by_head, model.base), self.clip)
-        return ancestral(x, model.times(nfe, self.trajectory), reverse)
+        return model.sampled(x, nfe, self.trajectory, self.clip)
 
     def nll(self, model: Planned, x: Tensor, nfe: int) -> dict[str, Tensor]:
-        reverse = best_reverse(model.base, partial(by_head, model.base), self.clip)
-        even = self.trajectory == "even"
-        return chain_bound(model.base, x, model.times(nfe, self.trajectory), reverse, even)
+        return model.bound(x, nfe, self.trajectory, self.clip)

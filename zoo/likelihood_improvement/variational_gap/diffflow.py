@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from bench.diffusion.counting import Counted
 from bench.diffusion.covariance import unit
-from bench.diffusion.denoiser import Denoiser, untrained
-from bench.diffusion.generators import noise_like
+from bench.diffusion.denoiser import Denoiser, noise_like, untrained
 from bench.diffusion.likelihood import bin_log_density, normal_log_prob
 from bench.diffusion.networks import MLP, image_net
 from bench.diffusion.schedule import SCHEDULES

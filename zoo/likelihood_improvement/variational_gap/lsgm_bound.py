@@ -11,16 +11,8 @@ will have. What joint training gains is their difference. Samples are DDIM's in 
 
 from torch import Tensor
 
-from bench.diffusion.latents import (
-    Autoencoder,
-    LatentDiffusion,
-    elbo,
-    joint_loss,
-    latent_bound,
-    latent_denoiser,
-)
+from bench.diffusion.latents import LatentDiffusion, elbo, joint_loss, latent_bound, variational
 from bench.diffusion.schedule import SCHEDULES
-from bench.diffusion.steps import ancestral, generalised
 from bench.diffusion.training import fit
 from bench.method import Method
 
@@ -40,10 +32,7 @@ class LSGMBound(Method):
     spacing: str = "time"
 
     def build(self, base: None, data, nfe: int) -> LatentDiffusion:
-        autoencoder = Autoencoder(data.shape, outputs=2)
-        schedule = SCHEDULES[self.schedule or self.schedules[0]]()
-        denoiser = latent_denoiser(autoencoder.latent, schedule, mixed=True)
-        return LatentDiffusion(autoencoder, denoiser, data.levels)
+        return variational(data, SCHEDULES[self.schedule or self.schedules[0]]())
 
     def train(self, model: LatentDiffusion, base: None, data, images: int, nfe: int) -> None:
         first = round(self.alone * images)
@@ -52,8 +41,7 @@ class LSGMBound(Method):
         fit(lambda x, g: joint_loss(model, x, g), model.denoiser, data, images - first, clip=10.0)
 
     def sample(self, model: LatentDiffusion, x: Tensor, nfe: int) -> Tensor:
-        times = model.denoiser.schedule.steps(nfe, self.spacing, end="zero")
-        return model.autoencoder.decoded(ancestral(x, times, generalised(model.denoiser, self.eta)))
+        return model.sampled(x, nfe, self.eta, self.spacing)
 
     def nll(self, model: LatentDiffusion, x: Tensor, nfe: int) -> dict[str, Tensor]:
         return latent_bound(model, x, nfe)

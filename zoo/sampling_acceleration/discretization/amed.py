@@ -24,8 +24,8 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from bench.diffusion import training
 from bench.diffusion.counting import Counted, counting
-from bench.diffusion.denoiser import Denoiser, rowwise
-from bench.diffusion.distillation import normal, spent
+from bench.diffusion.denoiser import Denoiser, noise_like, rowwise
+from bench.diffusion.distillation import spent
 from bench.diffusion.steps import heun
 from bench.method import Method
 
@@ -53,7 +53,7 @@ class AMED(Method):
         r = torch.exp(-schedule.lam(fine[:: self.teacher + 1]))
 
         def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
-            z, error = r[0].item() * normal(x0, generator), 0.0
+            z, error = r[0].item() * noise_like(x0, generator), 0.0
             for i in range(steps):
                 reached = self.step(model, z, r[i], r[i + 1], free=i == 0 and nfe % 2 == 1)
                 with torch.no_grad():

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.diffusion import training
 from bench.diffusion.counting import counting
-from bench.diffusion.denoiser import Denoiser
-from bench.diffusion.distillation import normal, spent
+from bench.diffusion.denoiser import Denoiser, noise_like
+from bench.diffusion.distillation import spent
 from bench.method import Method
 
 
@@ -54,7 +54,7 @@ class DDSS(Method):
         among_real = without_itself(kernel(real, real)).mean()
 
         def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
-            start = normal(x0, generator) * float(base.schedule.sigma(base.schedule.t_max))
+            start = noise_like(x0, generator) * float(base.schedule.sigma(base.schedule.t_max))
             fake = (model.features(model(start), self.lam) - mean) / spread
             return without_itself(kernel(fake, fake)) - 2 * kernel(fake, real).mean(1) + among_real
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.diffusion.counting import counting
-from bench.diffusion.denoiser import Denoiser, Prediction, rowwise
-from bench.diffusion.distillation import normal, spent
+from bench.diffusion.denoiser import Denoiser, Prediction, noise_like, rowwise
+from bench.diffusion.distillation import spent
 from bench.diffusion.networks import second_head
 from bench.diffusion.training import fit
 from bench.method import Method
@@ -49,7 +49,7 @@ class GENIE(Method):
         def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
             t = torch.rand(len(x0), generator=generator, device=generator.device, dtype=torch.float64)
             g = torch.exp(-schedule.lam(schedule.t_min + t * (schedule.t_max - schedule.t_min))).to(x0.device)
-            z = x0 + rowwise(g, x0) * normal(x0, generator)
+            z = x0 + rowwise(g, x0) * noise_like(x0, generator)
             out = model.at(z, torch.ones_like(g), g)
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward mode
                 _, truth = torch.func.jvp(noise, (z, g), (out.eps.detach(), torch.ones_like(g)))

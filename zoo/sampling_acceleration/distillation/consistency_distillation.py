@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion import training
-from bench.diffusion.denoiser import Denoiser, rowwise
+from bench.diffusion.denoiser import Denoiser, noise_like, rowwise
 from bench.diffusion.distillation import (
     Students,
     consistency_loss,
     consistent,
     multistep_consistency,
-    normal,
     spent,
     student_of,
 )
@@ -51,7 +50,7 @@ class ConsistencyDistillation(Method):
         def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
             n = torch.randint(len(grid) - 1, (len(x0),), generator=generator, device=generator.device).cpu()
             s, t = grid[n], grid[n + 1]
-            x = x0 + rowwise(s, x0) * normal(x0, generator)
+            x = x0 + rowwise(s, x0) * noise_like(x0, generator)
             with torch.no_grad():
                 aim = consistent(student, heun(base, x, s, t), t)
             return consistency_loss(consistent(student, x, s), aim, s, t, self.improved)

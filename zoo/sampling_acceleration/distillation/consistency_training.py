@@ -21,13 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion import training
-from bench.diffusion.denoiser import Denoiser, rowwise
+from bench.diffusion.denoiser import Denoiser, noise_like, rowwise
 from bench.diffusion.distillation import (
     Students,
     consistency_loss,
     consistent,
     multistep_consistency,
-    normal,
     student_of,
 )
 from bench.method import Method
@@ -64,7 +63,7 @@ class ConsistencyTraining(Method):
             self.follow(fitted["target"], student, points)
             n = self.drawn(grid, len(x0), generator)
             t, s = grid[n], grid[n + 1]
-            eps = normal(x0, generator)
+            eps = noise_like(x0, generator)
             with torch.no_grad():
                 aim = consistent(fitted["target"], x0 + rowwise(t, x0) * eps, t)
             found = consistent(student, x0 + rowwise(s, x0) * eps, s)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion import training
-from bench.diffusion.denoiser import Denoiser, rowwise
-from bench.diffusion.distillation import Students, normal, spent, student_of
+from bench.diffusion.denoiser import Denoiser, noise_like, rowwise
+from bench.diffusion.distillation import Students, spent, student_of
 from bench.diffusion.steps import ddim
 from bench.method import Method
 
@@ -61,7 +61,7 @@ class ProgressiveDistillation(Method):
         def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
             i = torch.randint(1, count + 1, (len(x0),), generator=generator, device=generator.device).cpu()
             t, middle, end = ((i.double() - back) * schedule.t_max / count for back in (0, 0.5, 1))
-            x = student.noised(x0, t, normal(x0, generator))
+            x = student.noised(x0, t, noise_like(x0, generator))
             with torch.no_grad():
                 aim = target(teacher, x, t, middle, end)
             weight = WEIGHTS[self.weight](torch.exp(2 * schedule.lam(t))).to(x)

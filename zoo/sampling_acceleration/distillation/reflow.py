@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion import training
-from bench.diffusion.denoiser import Denoiser
-from bench.diffusion.distillation import drawn, normal, pairs, student_of
+from bench.diffusion.denoiser import Denoiser, noise_like
+from bench.diffusion.distillation import drawn, pairs, student_of
 from bench.method import Method
 
 
@@ -50,7 +50,7 @@ class Reflow(Method):
 
         def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
             if made is None:
-                x1 = normal(x0, generator)
+                x1 = noise_like(x0, generator)
             else:
                 start, x0 = drawn(made, len(x0), generator)
                 x1 = start / last  # unit noise: sampling starts at t_max

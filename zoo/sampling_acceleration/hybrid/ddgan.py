@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from bench.diffusion.adversarial import Round, contest
 from bench.diffusion.counting import Counted
-from bench.diffusion.denoiser import rowwise
-from bench.diffusion.generators import Encoder, Translator, noise_like
+from bench.diffusion.denoiser import noise_like, rowwise
+from bench.diffusion.generators import Encoder, Translator
 from bench.diffusion.schedule import SCHEDULES, Schedule
 from bench.diffusion.steps import posterior
 from bench.method import Method

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion.adversarial import fit_sampler
-from bench.diffusion.denoiser import Denoiser
-from bench.diffusion.generators import noise_like
+from bench.diffusion.denoiser import Denoiser, noise_like
 from bench.diffusion.steps import ancestral, generalised
 from bench.method import Method
 
