@@ -29,7 +29,7 @@ from bench.diffusion.schedule import EDM
 from bench.diffusion.training import denoising_loss
 from bench.models import How, fill, prepared, read_card, sha256_of
 
-IMAGES = {8: 400_000, 28: 2_000_000, 32: 10_000_000}  # training budget by resolution, in images seen
+IMAGES = {8: 400_000, 28: 1_000_000, 32: 10_000_000}  # training budget by resolution, in images seen
 
 
 @dataclass(frozen=True)
