@@ -99,6 +99,7 @@ def list_methods(category, leaf, style) -> None:
     "--images", type=click.IntRange(1), help="Training budget of methods that train, in images seen."
 )
 @click.option("--samples", type=click.IntRange(1), help="Samples a cell [2000].")
+@click.option("--held-out", type=click.IntRange(1), help="Test rows whose likelihood is asked [all].")
 @click.option(
     "--metric",
     "metrics",

@@ -73,7 +73,8 @@ def nll_columns(plan: Plan, cell: Cell, tensors: list[dict]) -> dict[str, Measur
         name[5:]: torch.cat([f[name] for f in tensors]) for name in tensors[0] if name.startswith("term/")
     }
     name, *excess = expected(plan, cell)
-    columns = {name: measure_nll(nats, plan.data, BLOCKS, terms if len(terms) > 1 else None)}
+    stderr = torch.cat([found["stderr"] for found in tensors]) if "stderr" in tensors[0] else None
+    columns = {name: measure_nll(nats, plan.data, BLOCKS, terms if len(terms) > 1 else None, stderr)}
     if excess:
         exact = torch.cat([found["exact"] for found in tensors])
         columns[excess[0]] = measure_excess(nats, exact, plan.data, BLOCKS)

@@ -70,7 +70,8 @@ class Method:
 
     # Implemented or absent:
     # sample(self, model, x, nfe) -> Tensor of the data's shape,
-    # nll(self, model, x, nfe) -> nats, one a row, or a dict of named terms that sum to it, and
+    # nll(self, model, x, nfe) -> nats, one a row, or a dict of named terms that sum to it (but for `stderr`,
+    # a row's own standard error where it is estimated), and
     # bound(self, model, x, nfe), the same for a variational bound, of a method whose nll is none.
 
 

@@ -40,6 +40,7 @@ class Request:
     train_seed: int = 0
     images: int | None = None
     samples: int | None = None
+    held_out: int | None = None  # rows of the test split whose likelihood is asked, the first; None is all
     metrics: tuple[str, ...] = ()
     extractor: str | None = None
     results: Path = Path("runs")
@@ -81,6 +82,11 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
         raise click.BadParameter(
             f"{samples} samples are too few for {BLOCKS} jackknife blocks; ask for {2 * BLOCKS} or more."
         )
+    held_out = min(request.held_out or len(data.test), len(data.test))
+    if request.held_out and held_out < 2 * BLOCKS:
+        raise click.BadParameter(
+            f"{held_out} held-out rows are too few for {BLOCKS} jackknife blocks; ask for {2 * BLOCKS} or more."
+        )
     metrics = metrics_of(request, data)
     extractor = None
     if any(METRICS[name].needs_extractor for name in metrics.get("sample", ())):
@@ -93,7 +99,7 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
         for ask in metrics:
             if ask not in plugin.abilities or (ask == "sample" and plugin.name in chosen.only_nll):
                 continue
-            count = samples if ask == "sample" else len(data.test)
+            count = samples if ask == "sample" else held_out
             chunk = min(CHUNK, count)
             dequantise = plugin.declared.get("dequantise", "uniform")
             facts = protocol.of(ask, data, extractor, count, chunk, dequantise)

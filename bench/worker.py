@@ -253,7 +253,8 @@ def likelihood(
     if data.levels and method.dequantise == "uniform":
         x = x + (torch.rand(x.shape, generator=generator) * 2 - 1) / (data.levels - 1)
     nats = getattr(method, cell.ask)(model, x.to(device), cell.nfe)
-    terms = nats if isinstance(nats, dict) else {"nll": nats}
+    terms = dict(nats) if isinstance(nats, dict) else {"nll": nats}
+    stderr = terms.pop("stderr", None)
     if data.kind == "tokens" != load(cell.data).kind:  # of probabilities, and not of densities as of images
         terms = terms | {"bins": torch.full((len(rows),), data.dim * math.log(2 / (data.levels - 1)))}
     total = sum(terms.values())
@@ -264,6 +265,8 @@ def likelihood(
     found = {"nats": total.double().cpu()} | {
         f"term/{name}": t.double().cpu().contiguous() for name, t in terms.items()
     }
+    if stderr is not None:
+        found["stderr"] = stderr.double().cpu().contiguous()
     if data.exact is not None:
         found["exact"] = -data.exact.log_prob(x.double() if x.is_floating_point() else x).cpu()
     return found

@@ -57,6 +57,20 @@ def test_every_row_stays_within_its_budget_and_says_what_it_cost(tmp_path):
     )  # what finding the tolerance took
 
 
+def test_likelihoods_may_be_asked_of_some_held_out_rows_only(tmp_path):
+    ran("ddpm", "--data", "mixture2d", "--metric", "nll", "--held-out", 100, results=tmp_path)
+    assert {row["samples"] for row in store.read(tmp_path)} == {100}
+    refused = bench("run", "ddpm", "--data", "mixture2d", "--held-out", 30, results=tmp_path)
+    assert refused.exit_code == 2 and "too few" in refused.output
+
+
+def test_an_estimated_trace_says_what_it_adds_to_the_error_of_its_row(tmp_path):
+    asked = ("--data", "mixture2d", "--metric", "nll", "--held-out", 400, "--nfe", 40)
+    bench("run", "probability_flow:probes=4", *asked, results=tmp_path)
+    [row] = [row for row in store.read(tmp_path) if row["metric"].startswith("nll[")]
+    assert 0 < row["details"]["estimate_stderr"] < 0.05
+
+
 def test_micro_batches_do_not_change_the_samples(tmp_path):
     data = load("mixture-digits")
     denoiser = bases.exact_denoiser(data)

@@ -33,7 +33,8 @@ def asked_nats(asked: Asked, x: Tensor, nfe: int) -> Tensor:
         x = x + (torch.rand(x.shape, generator=generator) * 2 - 1) / (asked.data.levels - 1)
     with torch.no_grad():
         found = asked.method.nll(asked.model, x, nfe)
-    total = sum(found.values()) if isinstance(found, dict) else found
+    terms = found if isinstance(found, dict) else {"nll": found}
+    total = sum(term for name, term in terms.items() if name != "stderr")
     if not isinstance(total, Tensor) or total.shape != (len(x),):
         raise Wrong(
             f"nll gives {tuple(getattr(total, 'shape', ()))} for {len(x)} rows: it owes one number a row."

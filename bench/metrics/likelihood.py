@@ -27,13 +27,18 @@ def bits_per_dim(nats: Tensor, data: "Data") -> Tensor:
 
 
 def measure_nll(
-    nats: Tensor, data: "Data", blocks: int = BLOCKS, terms: dict[str, Tensor] | None = None
+    nats: Tensor,
+    data: "Data",
+    blocks: int = BLOCKS,
+    terms: dict[str, Tensor] | None = None,
+    stderr: Tensor | None = None,
 ) -> Measured:
     """The mean of `nats` (N,), one a test row, in the data's unit.
 
     `terms` that sum to `nats` are reported in the same unit (`extra["terms"]`), where the width of the bins
-    is a term of its own. Raises ValueError if a row is NaN; +inf is a value: a row the model holds
-    impossible.
+    is a term of its own. Where rows are estimated, `stderr` is each row's own standard error; what they
+    make of the mean's is `extra["estimate_stderr"]`, which the jackknife's error has in it. Raises
+    ValueError if a row is NaN; +inf is a value: a row the model holds impossible.
     """
     _refuse_nan(nats)
     extra: dict = {"unit": unit(data)}
@@ -41,6 +46,8 @@ def measure_nll(
         extra["terms"] = {name: _scaled(term.double(), data).mean().item() for name, term in terms.items()}
         if bins := extra["terms"].pop("bins", 0.0) + _bins(data):
             extra["terms"]["bins"] = bins
+    if stderr is not None:
+        extra["estimate_stderr"] = (_scaled(stderr, data).square().sum().sqrt() / len(stderr)).item()
     return of_mean(bits_per_dim(nats.double(), data), blocks, **extra)
 
 

@@ -45,9 +45,7 @@ class ProbabilityFlow(Method):
         return odeint(velocity, x, span, rtol=self.tolerance, atol=self.tolerance, method="dopri5")[-1]
 
     def nll(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor | dict[str, Tensor]:
-        """With several estimates of a trace, the standard error that it gives a row is told as a term, and
-        the flow's term is less by it.
-        """
+        """With several estimates of a trace, the standard error that they leave a row is told with it."""
         if self.integration not in ("fixed", "adaptive"):
             raise ValueError(f"the integration is 'fixed' or 'adaptive', not {self.integration!r}")
         if self.integration == "adaptive":
@@ -58,5 +56,4 @@ class ProbabilityFlow(Method):
         nats = estimates.mean(0)
         if len(estimates) == 1:
             return nats
-        error = estimates.std(0) / len(estimates) ** 0.5
-        return {"flow": nats - error, "trace_error": error}
+        return {"nll": nats, "stderr": estimates.std(0) / len(estimates) ** 0.5}
