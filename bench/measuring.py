@@ -6,68 +6,79 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bench import store
 from bench.cache import whole
 from bench.chunks import read_chunk
-from bench.job import BLOCKS, Cell, Chunk, Row
+from bench.job import BLOCKS, Cell, Chunk, Readied, Row
 from bench.metrics.fidelity import measure
 from bench.metrics.jackknife import Measured, of_mean
 from bench.metrics.likelihood import measure_excess, measure_nll
-from bench.plan import SAMPLES, Plan, Request, expected, named
+from bench.plan import CHUNK, SAMPLES, Plan, Request, expected, named
 from bench.tables import FLOOR
-from bench.worker import Ready
-
-
-@dataclass(frozen=True)
-class Readied:
-    """What is known of a cell once its model stands: the cost of training, where sampling starts, what was
-    searched.
-    """
-
-    card: dict
-    start: str
-    tolerance: float | None = None
-    searched: int = 0  # rows spent on finding the tolerance
+from bench.worker import device_name
 
 
 def measured(plan: Plan, cell: Cell, chunks: list[Chunk], readied: Readied) -> list[Row]:
     """The rows of a cell whose chunks are all drawn."""
-    files = [read_chunk(plan.site.chunk_file(cell, number)) for number in cell.chunks]
-    if any(found is None for found in files):
-        raise ValueError("a chunk was damaged after it was drawn; run again to draw it anew")
-    tensors = [found[1] for found in files]
     nfe = sum(chunk.rows for chunk in chunks) / sum(chunk.n for chunk in chunks)
     if nfe > cell.nfe:
         raise ValueError(f"it took {nfe:.2f} evaluations a sample, more than its budget of {cell.nfe}")
-    columns = (
-        sample_columns(plan, cell, tensors) if cell.ask == "sample" else nll_columns(plan, cell, tensors)
-    )
+    columns = sample_columns(plan, cell) if cell.ask == "sample" else nll_columns(plan, cell)
     return [row_of(plan, cell, name, m, chunks, nfe, readied) for name, m in columns.items()]
 
 
-def sample_columns(plan: Plan, cell: Cell, tensors: list[dict]) -> dict[str, Measured]:
+def drawn(plan: Plan, cell: Cell) -> Iterator[dict[str, Tensor]]:
+    """The tensors of the cell's chunk files, one chunk after the other."""
+    for number in cell.chunks:
+        found = read_chunk(plan.site.chunk_file(cell, number))
+        if found is None:
+            raise ValueError("a chunk was damaged after it was drawn; run again to draw it anew")
+        yield found[1]
+
+
+def sample_columns(plan: Plan, cell: Cell) -> dict[str, Measured]:
+    """Metrics of samples, which are read chunk by chunk; only a few of the first and the distances, two
+    numbers a sample, are held.
+    """
+    first: list[Tensor] = []
+    distances: list[dict[str, Tensor]] = []
+
+    def samples() -> Iterator[Tensor]:
+        for tensors in drawn(plan, cell):
+            stored = tensors.pop("samples")
+            if not first:
+                first.append(stored[: plan.request.keep].clone())
+            distances.append(tensors)
+            yield stored
+
     names = [name for name in plan.metrics.get("sample", ()) if name != "distance"]
-    stored = [found["samples"] for found in tensors]
-    columns = measure(names, stored, plan.data, plan.extractor, BLOCKS, plan.site.device)
-    if "distance" in plan.metrics.get("sample", ()) and "distance/end" in tensors[0]:
-        both = [torch.cat([found[f"distance/{end}"] for found in tensors]) for end in ("end", "denoised")]
+    columns = compared(plan, names, samples(), cell.samples)
+    if "distance" in plan.metrics.get("sample", ()) and "distance/end" in distances[0]:
+        both = [torch.cat([found[f"distance/{end}"] for found in distances]) for end in ("end", "denoised")]
         nearest = min(both, key=lambda gap: float(gap.mean()))  # the end that this method arrives at
         columns["distance"] = of_mean(nearest, BLOCKS)
     if plan.request.keep and plan.data.kind == "image":
-        keep_images(plan, cell, stored)
+        keep_images(plan, cell, first[0])
     return columns
 
 
-def nll_columns(plan: Plan, cell: Cell, tensors: list[dict]) -> dict[str, Measured]:
+def compared(plan: Plan, names: list[str], samples: Iterable[Tensor], count: int) -> dict[str, Measured]:
+    """The metrics of these samples by the plan's extractor, held against its reference."""
+    reference = plan.reference or "train"
+    return measure(names, samples, plan.data, plan.extractor, BLOCKS, plan.site.device, reference, count)
+
+
+def nll_columns(plan: Plan, cell: Cell) -> dict[str, Measured]:
+    tensors = list(drawn(plan, cell))
     nats = torch.cat([found["nats"] for found in tensors])
     terms = {
         name[5:]: torch.cat([f[name] for f in tensors]) for name in tensors[0] if name.startswith("term/")
@@ -81,9 +92,9 @@ def nll_columns(plan: Plan, cell: Cell, tensors: list[dict]) -> dict[str, Measur
     return columns
 
 
-def keep_images(plan: Plan, cell: Cell, stored: list[torch.Tensor]) -> None:
+def keep_images(plan: Plan, cell: Cell, stored: Tensor) -> None:
     """A few samples beside the rows, for grids and reports: uint8 or float16, by cell key."""
-    first = stored[0][: plan.request.keep].numpy()
+    first = stored.numpy()
     path = plan.site.results / "samples" / f"{cell.key}.npz"
     with whole(path) as part, part.open("wb") as file:
         np.savez_compressed(
@@ -100,7 +111,7 @@ def floor(plan: Plan) -> None:
     held_out = plan.data.test[: cell.samples]
     if len(held_out) < 2 * BLOCKS:
         return
-    found = measure(names, [held_out], plan.data, plan.extractor, BLOCKS, plan.site.device)
+    found = compared(plan, names, held_out.split(CHUNK), len(held_out))
     rows = [row_of(plan, cell, name, m, [], None, None) for name, m in found.items()]
     store.append(plan.site.results, rows)
 
@@ -132,13 +143,14 @@ def row_of(
     error: str | None = None,
 ) -> Row:
     """A row with everything that says what its number is a number of."""
-    readied = readied or Readied({}, "")
+    readied = readied or Readied()
     card = readied.card
     parameters = json.loads(cell.parameters)
     if readied.tolerance is not None:
         parameters["tolerance"] = readied.tolerance
     trained = cell.images is not None
     n = sum(chunk.n for chunk in chunks) or 1
+    drawn_on = {chunk.readied.device for chunk in chunks} - {""}
     return Row(
         key=cell.key,
         method=cell.method,
@@ -172,7 +184,7 @@ def row_of(
         error=error,
         source=cell.source,
         versions=versions(),
-        device=device_name(plan.site.device),
+        device=" and ".join(sorted(drawn_on)) or device_name(plan.site.device),
         threads=plan.site.threads,
         host=platform.node(),
         commit=commit(),
@@ -199,11 +211,6 @@ def versions() -> dict[str, str]:
 
 
 @lru_cache
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-
-
-@lru_cache
 def commit() -> str:
     """The commit of the checkout this code lies in, with a + where files differ from it; empty outside a
     checkout.
@@ -220,14 +227,6 @@ def commit() -> str:
         return head + ("+" if head and git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def start_of(asked: Ready) -> str:
-    """What a method's samples start from; only methods of one start are paired."""
-    schedule = getattr(asked.model, "schedule", None)
-    if schedule is None:
-        return type(asked.model).__name__
-    return f"normal, sigma {float(schedule.sigma(schedule.t_max)):.4g}"
 
 
 def error_row(plan: Plan, cell: Cell, why: str, readied: Readied | None) -> Row:

@@ -3,19 +3,21 @@
 from bench.cache import key_of
 from bench.job import BLOCKS
 
-PRECISION = "float32"
+PRECISION = "float32"  # of networks, unless another is asked for
 
 
-def of(ask: str, data, extractor, count: int, chunk: int, dequantise: str = "none") -> dict:
+def of(ask: str, data, extractor, count: int, chunk: int, dequantise: str = "none", reference=None) -> dict:
     """What decides a number besides the method: one of `count` samples, or of `count` test rows."""
     if ask != "sample":
         return of_likelihood(data, count, chunk, dequantise)
-    return of_samples(data, extractor, count, chunk)
+    return of_samples(data, extractor, count, chunk, reference)
 
 
-def of_samples(data, extractor, samples: int, chunk: int) -> dict:
-    """What decides a metric of samples; `extractor` None where no metric needs one."""
-    return common() | {
+def of_samples(data, extractor, samples: int, chunk: int, reference=None) -> dict:
+    """What decides a metric of samples; `extractor` None where no metric needs one, `reference` None where
+    samples are held against the data's own.
+    """
+    facts = common() | {
         "data": data.fingerprint[:16],
         "extractor": extractor and extractor.name,
         "extractor_sha256": extractor and extractor.sha256,
@@ -24,6 +26,9 @@ def of_samples(data, extractor, samples: int, chunk: int) -> dict:
         "samples": samples,
         "chunk": chunk,
     }
+    if reference:
+        facts |= {"reference": "imported", "reference_count": None, "reference_sha256": reference.sha256}
+    return facts
 
 
 def of_likelihood(data, rows: int, chunk: int, dequantise: str) -> dict:
@@ -43,6 +48,11 @@ def common() -> dict:
     return {"blocks": BLOCKS, "precision": PRECISION, "torch": torch.__version__.split("+")[0]}
 
 
+def precise(precision: str) -> dict:
+    """What a precision of `bench run` changes in a protocol: nothing where it is the default."""
+    return {} if precision == "fp32" else {"precision": precision}
+
+
 def fingerprint(facts: dict) -> str:
     return key_of(facts, 12)
 
@@ -53,6 +63,7 @@ def described(name: str, facts: dict) -> str:
         ("extractor", "extractor {}"),
         ("reference", "reference: {}"),
         ("reference_count", "{:,} reference images"),
+        ("reference_sha256", "moments {:.8}"),
         ("split", "{} split"),
         ("rows", "{:,} rows"),
         ("samples", "{:,} samples"),
@@ -61,8 +72,16 @@ def described(name: str, facts: dict) -> str:
         ("precision", "{}"),
         ("torch", "torch {}"),
     )
-    parts = [text.format(facts[key]) for key, text in known if facts.get(key) is not None]
+    parts = [worded(text, facts[key]) for key, text in known if facts.get(key) is not None]
     return f"Protocol {name}: {', '.join(parts) or 'not on record'}."
+
+
+def worded(text: str, value: object) -> str:
+    """A value in its phrase; one that is not of the phrase's kind as it is."""
+    try:
+        return text.format(value)
+    except (TypeError, ValueError):
+        return f"{text.partition('{')[0]}{value}{text.partition('}')[2]}"
 
 
 def difference(a: dict, b: dict) -> list[str]:

@@ -19,9 +19,11 @@ from bench.job import BLOCKS, Row
 from bench.metrics import features
 from bench.metrics.fidelity import measure
 from bench.metrics.jackknife import Measured
-from bench.metrics.names import METRICS, find
+from bench.metrics.names import METRICS, PAIRS, find
+from bench.metrics.references import Reference, imported
 from bench.statistics import bias_corrected, stderr
 
+CHUNK = 500
 DEFAULT = ("fid", "is", "kid")
 
 
@@ -31,27 +33,31 @@ def score_file(
     metrics: Sequence[str] = (),
     extractor_name: str | None = None,
     adopt: tuple[Path, str, int | None] | None = None,
+    statistics: Path | None = None,
 ) -> list[dict]:
-    """A record for each metric of the samples in an .npz or a folder, held against the training images.
+    """A record for each metric of the samples in an .npz or a folder, held against the training images, or
+    against the moments in the file `statistics`.
 
     `adopt`: a results folder, a name and the NFE that is claimed; the numbers are appended there as rows.
     """
     data = load(data_name)
     extractor = features.extractor(extractor_name or features.default_extractor(data), data)
+    left_out = (PAIRS if statistics else set()) | (set() if extractor.classes else {"is"})
     names = [find(name).name for name in metrics] or [
-        name for name in DEFAULT if data.kind in METRICS[name].kinds
+        name for name in DEFAULT if data.kind in METRICS[name].kinds and name not in left_out
     ]
+    reference = imported(statistics, extractor, names)
     stored = samples_of(path, data)
     if len(stored) < 2 * BLOCKS:
         raise click.ClickException(
             f"{path} holds {len(stored)} samples; {2 * BLOCKS} are the least that give an error bar."
         )
     try:
-        found = measure(names, stored.split(500), data, extractor)
+        found = measure(names, stored.split(CHUNK), data, extractor, reference=reference or "train")
     except ValueError as error:
         raise click.ClickException(f"{path}: {error}") from None
     if adopt:
-        adopted(*adopt, path, data, extractor, found)
+        adopted(*adopt, path, data, extractor, found, reference)
     return [
         {
             "metric": column,
@@ -68,13 +74,20 @@ def score_file(
 
 
 def adopted(
-    folder: Path, name: str, nfe: int | None, path: Path, data: Data, extractor, found: dict[str, Measured]
+    folder: Path,
+    name: str,
+    nfe: int | None,
+    path: Path,
+    data: Data,
+    extractor,
+    found: dict[str, Measured],
+    reference: Reference | None = None,
 ) -> None:
     """Append the numbers as rows; their NFE is a claim and stands as the budget, with no measured one beside
     it.
     """
     count = next(iter(found.values())).samples
-    facts = protocol.of_samples(data, extractor, count, min(500, count))
+    facts = protocol.of_samples(data, extractor, count, min(CHUNK, count), reference)
     fingerprint = protocol.fingerprint(facts)
     store.record_protocol(folder, fingerprint, facts)
     key = key_of([name, nfe, data.name, fingerprint, sha256(path)], 20)
@@ -121,9 +134,9 @@ def samples_of(path: Path, data: Data) -> Tensor:
         if data.kind != "image" or shape[1] != shape[2]:
             raise click.ClickException(f"{data.name} is not square images; give its samples as an .npz file.")
         found = load(f"folder:{path}@{shape[1]}")
-        pixels = torch.cat([found.train[:], found.test[:]]).float()
-        pixels = pixels.mean(1, keepdim=True) if shape[0] == 1 else pixels
-        return data.quantise(pixels * (2 / 255) - 1)
+        grey = lambda pixels: pixels.mean(1, keepdim=True) if shape[0] == 1 else pixels
+        pieces = (piece.float() for half in (found.train, found.test) for piece in half.split(CHUNK))
+        return torch.cat([data.quantise(grey(pixels) * (2 / 255) - 1) for pixels in pieces])
     if not path.is_file():
         raise click.ClickException(f"there is no file or folder {path}.")
     arrays = read_npz(path)
@@ -137,16 +150,22 @@ def samples_of(path: Path, data: Data) -> Tensor:
         raise click.ClickException(
             f"{path} holds samples of shape {tuple(array.shape[1:])}; {data.name}'s are {data.shape}."
         )
-    tensor = torch.from_numpy(array)
-    if data.levels is None or not torch.is_floating_point(tensor):
-        if data.levels and int(tensor.max()) >= data.levels:
+    if array.dtype.kind not in "uif" or not array.size:
+        raise click.ClickException(f"{path} holds {array.size} values of type {array.dtype}: give numbers.")
+    low, high = array.min(), array.max()
+    if data.levels and array.dtype.kind != "f":
+        if low < 0 or high >= data.levels:
             raise click.ClickException(
-                f"{path} holds levels up to {int(tensor.max())}; {data.name} has {data.levels}."
+                f"{path} holds levels from {low} to {high}; {data.name} has {data.levels}, from 0."
             )
-        return tensor.to(torch.uint8 if data.levels else torch.float32)
-    low, high = float(tensor.min()), float(tensor.max())
+        return torch.from_numpy(array.astype("uint8"))
+    tensor = torch.from_numpy(array.astype("float32"))
+    if not tensor.isfinite().all():
+        raise click.ClickException(f"{path} holds values that are not finite: remove those samples.")
+    if data.levels is None:
+        return tensor
     if low < -1.5 or high > 1.5:
         raise click.ClickException(
             f"{path} holds values from {low:.3g} to {high:.3g}; floats are read on the scale [-1, 1]."
         )
-    return data.quantise(tensor)
+    return torch.cat([data.quantise(piece) for piece in tensor.split(CHUNK)])

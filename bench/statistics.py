@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit  # what scipy.stats has them from, without its second of importing
 
 Estimate = tuple[float, Sequence[float]]  # a value and its replicates
 
@@ -38,7 +38,7 @@ def interval(value: float, replicates: Sequence[float], level: float = 0.95) -> 
     """
     if len(replicates) < 2:
         return math.nan, math.nan
-    half = student.ppf((1 + level) / 2, len(replicates) - 1) * stderr(replicates)
+    half = float(stdtrit(len(replicates) - 1, (1 + level) / 2)) * stderr(replicates)
     return value - half, value + half
 
 
@@ -73,7 +73,7 @@ def paired_difference(a: Estimate, b: Estimate) -> Difference:
     if error <= 1e-12 * max(abs(value_a), abs(value_b)):  # rounding, not spread
         alike = abs(difference) <= 1e-9 * max(abs(value_a), abs(value_b))
         return Difference(difference, error, 1.0 if alike else 0.0)
-    return Difference(difference, error, float(2 * student.sf(abs(difference) / error, len(r_a) - 1)))
+    return Difference(difference, error, float(2 * stdtr(len(r_a) - 1, -abs(difference) / error)))
 
 
 def holm(p: Mapping[str, float], level: float = 0.05) -> set[str]:

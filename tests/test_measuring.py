@@ -216,7 +216,7 @@ def test_an_inception_file_that_is_not_the_official_one_is_never_loaded(tmp_path
     monkeypatch.setenv("TAXOBENCH_INCEPTION", str(fake))
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("loaded"))
     colour = Stored("colour", "image", *2 * (torch.zeros(2, 3, 32, 32, dtype=torch.uint8),), levels=256)
-    with pytest.raises(click.ClickException, match="not the official Inception file"):
+    with pytest.raises(click.ClickException, match="not the official file of inception"):
         extractor("inception", colour)
 
 

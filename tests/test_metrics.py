@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from bench.metrics import names
-from bench.metrics.fidelity import Moments, inception_score
 from bench.metrics.likelihood import bits_per_dim, measure_excess, measure_nll
+from bench.metrics.moments import Moments
 from bench.metrics.pairs import kid, precision_recall
 from bench.metrics.references import Reference
+from bench.metrics.splits import inception_score
 
 DIGITS = SimpleNamespace(kind="image", shape=(1, 8, 8), levels=17)
 VECTORS = SimpleNamespace(kind="image", shape=(3,), levels=None)
@@ -32,12 +33,12 @@ def reference_to(features: Tensor) -> Reference:
 
 
 def fid(x: Tensor, target: Reference, blocks: int = 20) -> tuple[float, tuple[float, ...]]:
-    moments = Moments(target.mean, blocks)
+    moments = Moments(target, blocks)
     start = 0
     for chunk in x.split(77):
         moments.add(chunk, start)
         start += len(chunk)
-    return moments.fid(target)
+    return moments.fid()
 
 
 def torch_fidelity_fid(x: Tensor, y: Tensor) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.metrics.fidelity import Moments
+from bench.metrics.moments import Moments
 from bench.metrics.references import Reference
 from bench.statistics import bias_corrected, holm, interval, paired_difference, stderr, ties
 
@@ -46,9 +46,9 @@ def simulate_fid(repetitions: int, count: int, dims: int) -> tuple[np.ndarray, n
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(repetitions):
-        moments = Moments(target.mean, BLOCKS)
+        moments = Moments(target, BLOCKS)
         moments.add(torch.randn(count, dims, generator=generator).double() * scale, 0)
-        found.append(moments.fid(target))
+        found.append(moments.fid())
     values, replicates = zip(*found)
     return np.array(values), np.array(replicates)
 

@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import import_module
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cache import cache_dir
+from bench.cache import cache_dir, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +31,8 @@ NAMES = {
     "mnist": "vision",
     "fashion-mnist": "vision",
     "cifar10": "vision",
+    "celeba64": "prepared",
+    "imagenet64": "prepared",
     "mixture2d": "exact",
     "mixture-digits": "exact",
     "mixture-fashion": "exact",
@@ -180,9 +181,21 @@ def load(name: str) -> Data:
 
 
 def fetch(name: str) -> Path | None:
-    """Bring `name` to this machine and return its file; None for what needs no download."""
+    """Download `name` and return its file; None for what needs no download. click.ClickException where it
+    cannot be had.
+    """
     module = _module(name)
     return module.fetch(name) if hasattr(module, "fetch") else None
+
+
+def bring(name: str, path: Path) -> dict[str, Path]:
+    """Make the data set `name` of the originals at `path` and return its files, by what they hold;
+    click.ClickException where they are not what they should be, or none are needed.
+    """
+    module = _module(name)
+    if not hasattr(module, "bring"):
+        raise click.ClickException(f"{name} is not made of originals: `bench data fetch {name}` brings it")
+    return module.bring(name, path)
 
 
 def data_dir() -> Path:
@@ -202,7 +215,7 @@ def mapped(path: Path) -> Tensor:
     import numpy
     import torch
 
-    return torch.from_numpy(numpy.load(path, mmap_mode="c"))
+    return torch.from_numpy(numpy.load(path, mmap_mode="c", allow_pickle=False))
 
 
 def _module(name: str):
@@ -231,7 +244,6 @@ def _remembered_digest(path: Path) -> str:
     if note.exists() and note.read_text().startswith(stamp + " "):
         return note.read_text().split()[-1]
     digest = _digest(mapped(path))
-    draft = note.with_suffix(f".{os.getpid()}")
-    draft.write_text(f"{stamp} {digest}")
-    draft.replace(note)
+    with whole(note) as draft:
+        draft.write_text(f"{stamp} {digest}")
     return digest

@@ -64,7 +64,7 @@ def read(name: str, path: Path) -> Data:
     except (OSError, UnicodeDecodeError) as error:
         raise click.ClickException(f"{path} cannot be read as UTF-8 text ({error})") from None
     plain = re.sub(r"[^a-z]+", " ", text.lower()).encode()
-    codes = torch.frombuffer(bytearray(plain), dtype=torch.uint8)
+    codes = torch.frombuffer(bytearray(plain or b" "), dtype=torch.uint8)
     tokens = torch.where(codes == ord(" "), 0, codes.int() - ord("a") + 1).to(torch.uint8)
     rows = tokens[: len(tokens) // LENGTH * LENGTH].view(-1, LENGTH)
     if len(rows) < 100:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bench.cache import whole
 from bench.data import Data, data_dir, mapped
 
 if TYPE_CHECKING:
@@ -36,17 +36,24 @@ def read_npz(path: Path, wanted: Iterable[str] | None = None) -> dict[str, ndarr
         with numpy.load(path, allow_pickle=False) as file:
             if not isinstance(file, numpy.lib.npyio.NpzFile):
                 raise ValueError("it is a single array")
-            return {key: file[key] for key in (file.files if wanted is None else wanted)}
+            if not all(key in file for key in wanted or ()):
+                raise click.ClickException(f"{path} should hold the arrays {', '.join(wanted)}: replace it")
+            arrays = {key: file[key] for key in (file.files if wanted is None else wanted)}
+            if strange := [key for key, array in arrays.items() if not isinstance(array, numpy.ndarray)]:
+                raise ValueError(f"it holds {strange[0]}, which is no array")
+            return arrays
     except FileNotFoundError:
         raise click.ClickException(f"there is no file {path}") from None
-    except KeyError:
-        raise click.ClickException(f"{path} should hold the arrays {', '.join(wanted)}: replace it") from None
     except (
         OSError,
         ValueError,
         EOFError,
         AttributeError,
         TypeError,
+        LookupError,
+        MemoryError,  # a header that promises more than there is
+        OverflowError,
+        RuntimeError,  # encrypted, or compressed in a way that Python does not know
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
@@ -77,9 +84,11 @@ def _load_npz(name: str, path: Path) -> Data:
     if key is None:
         held = ", ".join(arrays) or "nothing"
         raise click.ClickException(f"{path} holds {held}: it needs x_train (and x_test), arr_0 or samples")
-    train, labels = _stored(arrays[key], path), arrays.get("y_train")
+    train = _stored(arrays[key], path)
+    labels = _labels(arrays, "y_train", len(train), path)
     if key == "x_train" and "x_test" in arrays:
-        test, test_labels = _stored(arrays["x_test"], path), arrays.get("y_test")
+        test = _stored(arrays["x_test"], path)
+        test_labels = _labels(arrays, "y_test", len(test), path)
     else:
         order = numpy.random.default_rng(0).permutation(len(train))
         here, out = numpy.split(order, [len(train) - _held_out(len(train), path)])
@@ -94,11 +103,23 @@ def _load_npz(name: str, path: Path) -> Data:
         train=torch.from_numpy(train),
         test=torch.from_numpy(test),
         levels=256 if train.dtype == numpy.uint8 else None,
-        labels=None if labels is None else torch.from_numpy(labels.reshape(-1).astype(numpy.int64)),
-        test_labels=None
-        if test_labels is None
-        else torch.from_numpy(test_labels.reshape(-1).astype(numpy.int64)),
+        labels=None if labels is None else torch.from_numpy(labels),
+        test_labels=None if test_labels is None else torch.from_numpy(test_labels),
     )
+
+
+def _labels(arrays: dict[str, ndarray], key: str, count: int, path: Path) -> ndarray | None:
+    """The int64 labels of so many rows; None where there are none."""
+    import numpy
+
+    if key not in arrays:
+        return None
+    labels = arrays[key].reshape(-1)
+    if labels.dtype.kind not in "uib" or len(labels) != count:
+        raise click.ClickException(
+            f"{key} in {path} holds {len(labels)} of type {labels.dtype}: give a whole number to each row"
+        )
+    return labels.astype(numpy.int64)
 
 
 def _stored(array: ndarray, path: Path) -> ndarray:
@@ -160,15 +181,11 @@ def _convert(root: Path, paths: list[Path], size: int, sources: tuple[Path, Path
         paths = sorted(paths, key=lambda path: hashlib.sha256(path.read_bytes()).digest())
         edge = len(paths) - _held_out(len(paths), root)
         for part, target in zip((paths[:edge], paths[edge:]), sources, strict=True):
-            draft = target.with_suffix(f".{os.getpid()}.npy")
-            array = numpy.lib.format.open_memmap(draft, "w+", numpy.uint8, (len(part), 3, size, size))
-            try:
+            with whole(target) as draft:
+                array = numpy.lib.format.open_memmap(draft, "w+", numpy.uint8, (len(part), 3, size, size))
                 for i, path in enumerate(part):
                     array[i] = _read_image(path, size)
                 array.flush()
-                draft.replace(target)
-            finally:
-                draft.unlink(missing_ok=True)
 
 
 def _read_image(path: Path, size: int) -> ndarray:

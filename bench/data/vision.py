@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from bench.cache import borrow, whole
 from bench.data import Data, data_dir, mapped
 from bench.data.folder import channels_first, read_npz
 
@@ -20,6 +21,7 @@ def load(name: str) -> Data:
     npz = data_dir() / f"{name}.npz"
     files = {part: npz.with_name(f"{name}.{part}.npy") for part in PARTS.values()}
     if not _current(npz, files):
+        borrow(npz)
         if not npz.exists():
             raise click.ClickException(
                 f"{name} is not on this machine: run `bench data fetch {name}`, or put {name}.npz "
@@ -52,9 +54,8 @@ def fetch(name: str) -> Path:
         ) from None
     arrays = {f"x_{half}": numpy.asarray(data.data) for half, data in halves.items()}
     arrays |= {f"y_{half}": numpy.asarray(data.targets, numpy.uint8) for half, data in halves.items()}
-    draft = npz.with_suffix(f".{os.getpid()}.npz")
-    numpy.savez_compressed(draft, **arrays)
-    draft.replace(npz)
+    with whole(npz) as part, part.open("wb") as file:
+        numpy.savez_compressed(file, **arrays)
     shutil.rmtree(raw)
     return npz
 
@@ -85,7 +86,7 @@ def _unpack(npz: Path, files: dict[str, Path]) -> None:
                     )
             else:
                 array = arrays[key].reshape(-1).astype(numpy.int64)
-            draft = files[part].with_suffix(f".{os.getpid()}.npy")
-            numpy.save(draft, numpy.ascontiguousarray(array))
-            os.utime(draft, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-            draft.replace(files[part])
+            with whole(files[part]) as draft:
+                with draft.open("wb") as file:
+                    numpy.save(file, numpy.ascontiguousarray(array))
+                os.utime(draft, ns=(stat.st_atime_ns, stat.st_mtime_ns))

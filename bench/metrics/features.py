@@ -5,19 +5,17 @@ builder `(data, device) -> Extractor` and name it in `BUILDERS`.
 """
 
 import hashlib
-import io
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import torch
 from torch import Tensor
 
+from bench.metrics import weights
 from bench.metrics.references import ROWS, cached
 
 if TYPE_CHECKING:
@@ -26,8 +24,7 @@ if TYPE_CHECKING:
 CLASSIFIERS = ("digits", "mnist", "fashion-mnist")
 WIDEST = 256  # dimensions up to which `pixels` are the coordinates themselves
 DIRECTIONS = 64
-INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
-INCEPTION_SHA256 = "6726825d"  # how the official file's begins
+WIDE = 4096  # dimensions from which on principal directions are found by iteration
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def default_extractor(data: "Data") -> str:
     if classifier := _classifier_of(data):
         return classifier
     if _are_colour(data):
-        _inception_file()  # says what is missing
+        weights.path_of("inception")  # says what is missing
         return "inception"
     raise click.ClickException(
         f"No extractor was made for images such as those of {data.name}; ask for the extractor pixels, which "
@@ -153,49 +150,20 @@ def _pixels(data: "Data", device: torch.device) -> Extractor:
 
 def _principal(data: "Data") -> Tensor:
     """(D, DIRECTIONS) leading eigenvectors of the covariance of the first ROWS training samples."""
-    rows = data.scale(data.train[:ROWS]).flatten(1).double()
+    rows = data.scale(data.train[:ROWS]).flatten(1)
+    if rows.shape[1] > WIDE:  # where the covariance itself would take gigabytes, and minutes
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return torch.pca_lowrank(rows, 2 * DIRECTIONS, niter=8)[2][:, :DIRECTIONS].contiguous()
+    rows = rows.double()
     return torch.linalg.eigh(rows.T.cov()).eigenvectors[:, -DIRECTIONS:].flip(1).float()
 
 
-def _inception(data: "Data", device: torch.device) -> Extractor:
-    """The TensorFlow-compatible Inception-v3 of FID: 2048 features and 1008 logits without bias."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+def _pretrained(name: str, data: "Data", device: torch.device) -> Extractor:
+    """A network that was trained on photographs."""
+    from bench.metrics.pretrained import PRETRAINED
 
-    if not _are_colour(data):
-        raise click.ClickException(
-            f"The extractor inception sees colour images of 256 levels, not {data.name}."
-        )
-    path = _inception_file()
-    content = path.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    if not sha256.startswith(INCEPTION_SHA256):
-        raise click.ClickException(
-            f"{path} is not the official Inception file, whose sha256 begins with {INCEPTION_SHA256} "
-            f"and not {sha256[:8]}; download {INCEPTION} again."
-        )
-    # torch-fidelity unpickles whatever it is given, so it is given a copy that holds nothing but tensors
-    tensors = io.BytesIO()
-    torch.save(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"), tensors)
-    tensors.seek(0)
-    net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], tensors).to(device)
-
-    def compute(stored: Tensor) -> dict[str, Tensor]:
-        features, logits = net(stored.to(device))
-        return {"features": features, "logits": logits}
-
-    return Extractor("inception", sha256, 2048, compute, classes=1008, batch=64)
-
-
-def _inception_file() -> Path:
-    named = os.environ.get("TAXOBENCH_INCEPTION")
-    path = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
-    if not path.is_file():
-        raise click.ClickException(
-            f"The extractor inception needs {INCEPTION}, which is not at {path}: download it from the "
-            "releases of github.com/mseitzer/pytorch-fid and set TAXOBENCH_INCEPTION to it, or ask for the "
-            "extractor pixels."
-        )
-    return path
+    return PRETRAINED[name](name, data, device)
 
 
 def _classifier_of(data: "Data") -> str | None:
@@ -212,5 +180,5 @@ def _are_colour(data: "Data") -> bool:
 BUILDERS: dict[str, Callable[["Data", torch.device], Extractor]] = {
     **{name: partial(_classifier, name) for name in CLASSIFIERS},
     "pixels": _pixels,
-    "inception": _inception,
+    **{name: partial(_pretrained, name) for name in ("inception", "efficientnet-lite0", *weights.WEIGHTS)},
 }

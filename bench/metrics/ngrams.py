@@ -41,9 +41,9 @@ def total_variation(data: "Data", n: int) -> Pointwise:
 
 
 def runs(tokens: Tensor, levels: int, n: int) -> Tensor:
-    """(N, length - n + 1) the number of every run of n tokens, the first the slowest to change."""
-    windows = tokens.long().unfold(1, n, 1)
-    return (windows * levels ** torch.arange(n - 1, -1, -1)).sum(-1)
+    """(N, length - n + 1) int32, the number of every run of n tokens, the first the slowest to change."""
+    windows = tokens.int().unfold(1, n, 1)
+    return sum(windows[..., i] * levels ** (n - 1 - i) for i in range(n))
 
 
 def shares(rows: Tensor, count: int) -> Tensor:

@@ -5,8 +5,10 @@ Each reduces a chunk of samples to one row a sample, and all rows to a value, so
 rows.
 """
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +24,7 @@ PROJECTIONS = 128
 EXACT_SAMPLES = 2**16  # the sample that stands for the distribution in the sliced Wasserstein distance
 HELD_OUT = 2000  # held-out images whose distance to the training set is the unit of memorisation
 PIECE = 4096  # rows worked on at once
+WIDTH = 16  # and projections, of which there are a multiple of it
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,17 @@ def sliced_wasserstein(data: "Data") -> Pointwise:
     parts = (data.fingerprint, str(PROJECTIONS), str(EXACT_SAMPLES))
     exact = cached("sliced", parts, lambda: {"sorted": _exact_projections(data, directions)})["sorted"]
 
-    def value(rows: Tensor) -> float:
-        return (
-            (rows.T.sort(dim=1).values - _quantiles(exact, len(rows))).double().square().mean().sqrt().item()
-        )
+    def square(rows: Tensor, truth: Tensor) -> float:
+        return (rows.T.sort(dim=1).values - _quantiles(truth, len(rows))).double().square().mean().item()
 
-    return Pointwise(
-        lambda stored: data.scale(stored).flatten(1).cpu() @ directions,
-        lambda rows, blocks: jackknife(rows, value, blocks, projections=PROJECTIONS),
-    )
+    def reduce(rows: Tensor, blocks: int) -> Measured:
+        some = zip(rows.split(WIDTH, 1), exact.split(WIDTH))  # all at once would be copied for every block
+        parts = [jackknife(piece, partial(square, truth=truth), blocks) for piece, truth in some]
+        replicates = zip(*(part.replicates for part in parts))
+        value = _root_mean([part.value for part in parts])
+        return Measured(value, tuple(map(_root_mean, replicates)), len(rows), {"projections": PROJECTIONS})
+
+    return Pointwise(lambda stored: data.scale(stored).flatten(1).cpu() @ directions, reduce)
 
 
 def exact_nll(data: "Data") -> Pointwise:
@@ -121,6 +126,10 @@ POINTWISE: dict[str, Callable[["Data"], Pointwise]] = {
     "exact_nll": exact_nll,
     "memorisation": memorisation,
 }
+
+
+def _root_mean(squares: Sequence[float]) -> float:
+    return math.sqrt(math.fsum(squares) / len(squares))
 
 
 def _rms(difference: Tensor) -> Tensor:

@@ -1,19 +1,25 @@
-"""What samples are compared with: the moments of the data's features, computed once and cached by content.
+"""What samples are compared with: the moments of the data's features, computed once and cached by content, or
+those of a file that others published.
 
 A cache file is named by the sha256 of all it depends on, so nothing is ever invalidated, and written under
 another name first, so that a reader never sees half of one.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import torch
 from torch import Tensor
 
 from bench.cache import cache_dir, whole
+from bench.diffusion import pieces
+from bench.metrics.names import PAIRS
 
 if TYPE_CHECKING:
     from bench.data import Data
@@ -27,24 +33,27 @@ CHUNK = 1000
 class Reference:
     """The features of the data: mean (F,) and covariance (F, F) in float64, and its first rows (R, F)."""
 
-    split: str  # "train" | "test" | "population"
-    count: int  # 0 for a population
+    split: str  # "train" | "test" | "population", or the name of the file that the moments are from
+    count: int  # 0 for a population, and where nobody said how many there were
     mean: Tensor
     cov: Tensor
-    rows: Tensor
+    rows: Tensor | None  # None where there are moments only
+    sha256: str = ""  # of the file they are from
 
 
 def cached(kind: str, parts: tuple[str, ...], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors `compute` gives, from a cache file if they were computed before from the same `parts`."""
-    from safetensors.torch import load_file, save_file
+    """The tensors `compute` gives, from a cache file if they were computed before from the same `parts`; what
+    lies there damaged is computed again.
+    """
+    from safetensors.torch import save_file
 
     key = hashlib.sha256("\n".join((kind, *parts)).encode()).hexdigest()[:32]
     path = cache_dir() / kind / f"{key}.safetensors"
-    if path.exists():
-        return load_file(path)
+    with suppress(FileNotFoundError, pieces.Damaged):
+        return pieces.read_file(path)[0]
     tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
     with whole(path) as part:
-        save_file(tensors, part)
+        save_file(tensors, part, pieces.sealed(tensors, {}))
     return tensors
 
 
@@ -81,6 +90,43 @@ def reference(data: "Data", extractor: "Extractor", split: str = "train") -> Ref
 
     parts = (data.fingerprint, split, str(ROWS), extractor.name, extractor.sha256)
     return Reference(split, len(stored), **cached("reference", parts, compute))
+
+
+def imported(path: Path | None, extractor: "Extractor", names: Sequence[str]) -> Reference | None:
+    """The moments `mu` (F,) and `sigma` (F, F) of an .npz, as EDM, ADM and pytorch-fid publish them, for the
+    metrics of these names; None without a path.
+
+    `click.ClickException`, in one sentence, where they are not of the extractor's features, or a metric
+    needs more than moments.
+    """
+    from bench.data.folder import read_npz
+
+    if path is None:
+        return None
+    if more := PAIRS & set(names):
+        raise click.ClickException(
+            f"{path} holds moments, and {min(more)} needs features: leave --statistics out, or {min(more)}."
+        )
+    dims = extractor.dims
+    arrays = read_npz(path, ("mu", "sigma"))
+    shapes = arrays["mu"].shape, arrays["sigma"].shape
+    if shapes != ((dims,), (dims, dims)):
+        raise click.ClickException(
+            f"{path} holds mu and sigma of shapes {shapes[0]} and {shapes[1]}, and the extractor has {dims} "
+            "features: give --extractor the one that they were made with."
+        )
+    if not all(array.dtype.kind == "f" for array in arrays.values()):
+        raise click.ClickException(f"{path} should hold mu and sigma as floats: replace it.")
+    mean, cov = (torch.from_numpy(arrays[name].astype("float64")) for name in ("mu", "sigma"))
+    if not (mean.isfinite().all() and cov.isfinite().all()):
+        raise click.ClickException(f"{path} holds moments that are not finite: replace it.")
+    if not torch.allclose(cov, cov.T, rtol=1e-4, atol=1e-6 * float(cov.abs().max())) or bool(
+        (cov.diagonal() < 0).any()
+    ):
+        raise click.ClickException(f"sigma in {path} is no covariance, which is symmetric: replace it.")
+    return Reference(
+        path.name, 0, mean, (cov + cov.T) / 2, None, hashlib.sha256(path.read_bytes()).hexdigest()
+    )
 
 
 def _rest(stored: Tensor, extractor: "Extractor") -> Iterator[Tensor]:

@@ -1,0 +1,111 @@
+"""The files of the pretrained networks behind the extractors: where they lie, how they come here, and whether
+they are what they should be.
+
+Nothing in them is unpickled but tensors (`torch.load` with weights_only, or TorchScript of a known sha256).
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import urlopen
+
+import click
+
+from bench.cache import cache_dir, whole
+
+CLIP = "https://openaipublic.azureedge.net/clip/models"
+DINOV2 = "https://dl.fbaipublicfiles.com/dinov2"
+SECONDS, PIECE = 60, 1 << 20  # without an answer; bytes read at once
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file that somebody publishes; its sha256, or how that begins, where the publisher says it."""
+
+    url: str
+    sha256: str = ""
+
+    @property
+    def file(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+WEIGHTS = {
+    "inception": Weights(
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+        "pt_inception-2015-12-05-6726825d.pth",
+        "6726825d",
+    ),
+    **{
+        f"dinov2-vit-{size}-14": Weights(f"{DINOV2}/dinov2_vit{size}14/dinov2_vit{size}14_pretrain.pth")
+        for size in "sbl"
+    },
+    **{
+        f"clip-vit-{size.lower()}": Weights(f"{CLIP}/{sha256}/ViT-{size}.pt", sha256)
+        for size, sha256 in (
+            ("B-32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+            ("B-16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+            ("L-14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+        )
+    },
+}
+
+
+def variable(name: str) -> str:
+    """The environment variable that names a file of one's own: TAXOBENCH_CLIP for clip-vit-b-32."""
+    return f"TAXOBENCH_{name.partition('-')[0].upper()}"
+
+
+def path_of(name: str) -> Path:
+    """Where the weights lie; `click.ClickException` saying how to bring them, where they do not."""
+    import torch
+
+    file = WEIGHTS[name].file
+    own = os.environ.get(variable(name))
+    usual = [cache_dir() / "weights" / file, Path(torch.hub.get_dir()) / "checkpoints" / file]
+    for path in [Path(own)] if own else usual:
+        if path.is_file():
+            return path
+    raise click.ClickException(
+        f"The extractor {name} needs {file}, which is not at {own or usual[0]}: run "
+        f"`bench data fetch {name}`, or set {variable(name)} to your copy, or ask for the extractor pixels."
+    )
+
+
+def read(name: str) -> tuple[bytes, str]:
+    """The content of the weights and its sha256; `click.ClickException` if it is not the official one."""
+    path, known = path_of(name), WEIGHTS[name].sha256
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if not sha256.startswith(known):
+        raise click.ClickException(
+            f"{path} is not the official file of {name}, whose sha256 begins with {known[:8]} and not "
+            f"{sha256[:8]}; download {WEIGHTS[name].file} again."
+        )
+    return content, sha256
+
+
+def fetch(name: str) -> Path:
+    """Download the weights into the cache, unless they are there, and check them."""
+    weights, path = WEIGHTS[name], cache_dir() / "weights" / WEIGHTS[name].file
+    if path.is_file():
+        return path
+    digest = hashlib.sha256()
+    try:
+        with whole(path) as part:
+            with urlopen(weights.url, timeout=SECONDS) as answer, part.open("wb") as file:
+                while piece := answer.read(PIECE):
+                    digest.update(piece)
+                    file.write(piece)
+            if not digest.hexdigest().startswith(weights.sha256):
+                raise click.ClickException(
+                    f"{weights.url} gave a file whose sha256 begins with {digest.hexdigest()[:8]} and not "
+                    f"{weights.sha256[:8]}: nothing was kept."
+                )
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot download {weights.file} ({str(error) or type(error).__name__}): bring it here from "
+            f"{weights.url} and set {variable(name)} to it"
+        ) from None
+    return path
