@@ -1,8 +1,8 @@
 """The models that methods share or need, trained on first use or loaded, and cached by content.
 
-A base is named by a recipe ("denoiser"), a checkpoint folder of ours, or `module.py:make` for a stranger's
-own network. What a method itself trains is kept the same way. A model is its tensors: a safetensors file,
-loaded into what the code builds, and a JSON card.
+A base is named by a recipe ("denoiser"), a checkpoint folder of ours, a pipeline of diffusers, or
+`module.py:make` for a stranger's own network: see bench.specs. What a method itself trains is kept the same
+way. A model is its tensors: a safetensors file, loaded into what the code builds, and a JSON card.
 """
 
 import copy
@@ -16,9 +16,12 @@ import click
 import torch
 from torch import nn
 
+from bench import classes, specs
 from bench.cache import key_of
+from bench.checkpoints import architecture, loaded, shipped
 from bench.data import Data
-from bench.diffusion import training
+from bench.diffusion import guidance, training
+from bench.diffusion.adapters import simple_loss, untrained_ddpm
 from bench.diffusion.adversarial import fit_sampler
 from bench.diffusion.cld import AugmentedDenoiser, hybrid_loss
 from bench.diffusion.denoiser import Denoiser, untrained
@@ -29,7 +32,7 @@ from bench.diffusion.schedule import EDM
 from bench.diffusion.training import denoising_loss
 from bench.models import How, fill, prepared, read_card, sha256_of
 
-IMAGES = {8: 400_000, 28: 1_000_000, 32: 10_000_000}  # training budget by resolution, in images seen
+IMAGES = {8: 400_000, 28: 600_000, 32: 10_000_000}  # training budget by resolution, in images seen
 
 
 @dataclass(frozen=True)
@@ -54,29 +57,44 @@ def default_images(data: Data) -> int:
 def base_of(
     spec: str, data: Data, seed: int = 0, images: int | None = None, how: How = How()
 ) -> tuple[nn.Module, dict]:
-    """The shared model that `spec` names, and its card: at least `sha256`, `images`, `seconds`.
-
-    A spec is a recipe (`denoiser`, or `denoiser@IMAGES` with a budget), a checkpoint folder of ours, or
-    `module.py:make`.
+    """The shared model that `spec` names, as bench.specs has it, and its card: at least `sha256`, `images`,
+    `seconds`. Under guidance both are those of the guided model.
     """
-    if ":" in spec and spec.split(":")[0].endswith(".py"):
-        return strangers(spec, data, how)
-    if Path(spec).is_dir():
-        return checkpoint(Path(spec), data, how)
-    name, at, budget = spec.partition("@")
-    if name not in RECIPES or (at and not budget.isdigit()):
-        known = ", ".join(RECIPES)
+    asked = specs.parsed(spec, RECIPES)
+    if asked.classifier:
+        return classifier_guided(asked, data, seed, images, how)
+    model, card = unguided(asked, data, seed, images, how)
+    if asked.guidance is None:
+        return model, card
+    net = model.net.net if isinstance(model, Denoiser) else None
+    if getattr(model, "shares", None) is None or not getattr(net, "unlabelled", False):
         raise click.BadParameter(
-            f"there is no base {spec!r}: give {known} [@IMAGES], a checkpoint folder or module.py:make."
+            f"{asked.place} has no labels or knows nothing without them, and cannot be guided; "
+            "give conditional:guidance=..., or guided:scale=..., which asks a classifier."
         )
-    if name == "denoiser" and data.exact is not None:
-        return exact_denoiser(data, how), {
-            "sha256": f"exact:{data.fingerprint[:16]}",
-            "images": 0,
-            "seconds": 0.0,
-        }
+    model = model.under(model.schedule)
+    model.guidance = asked.guidance
+    return model, derived(card, {"guidance": asked.guidance})
+
+
+def unguided(
+    asked: specs.Spec, data: Data, seed: int, images: int | None, how: How
+) -> tuple[nn.Module, dict]:
+    """The model that stands at a spec's place, or that its recipe trains."""
+    if asked.kind == "diffusers":
+        from bench.pipelines import opened
+
+        return opened(asked.place, data, how)
+    if asked.kind == "python":
+        return strangers(asked.place, data, how)
+    if asked.kind == "folder":
+        return loaded(Path(asked.place), data, how)
+    name = asked.place
+    if name in EXACT and data.exact is not None:
+        identity = data.fingerprint[:16] if name == "denoiser" else key_of([data.fingerprint, name])
+        return EXACT[name](data, how), {"sha256": f"exact:{identity}", "images": 0, "seconds": 0.0}
     recipe = RECIPES[name]
-    images = int(budget or 0) or images or round(recipe.share * default_images(data))
+    images = asked.images or images or round(recipe.share * default_images(data))
     facts = {
         "recipe": name,
         "version": recipe.version,
@@ -84,6 +102,11 @@ def base_of(
         "images": images,
         "seed": seed,
     }
+    if folder := shipped(data, facts):
+        model = seeded_build(recipe, data, seed)
+        card = read_card(folder)
+        fill(model, folder / "model.safetensors", card["sha256"])
+        return model.eval().to(how.device), card
     return prepared(
         f"{name}-{key_of(data.name, 4) if ':' in data.name else data.name}",
         facts,
@@ -94,6 +117,23 @@ def base_of(
         label=f"training the {name} of {data.name}",
         finish=lambda model: {"data_name": data.name, **recipe.finish(model, data)},
     )
+
+
+def classifier_guided(
+    asked: specs.Spec, data: Data, seed: int, images: int | None, how: How
+) -> tuple[Denoiser, dict]:
+    """The denoiser under the guidance of the classifier, both trained in their own budgets."""
+    denoiser, card = unguided(asked.of("denoiser"), data, seed, images, how)
+    classifier, other = unguided(asked.of("classifier"), data, seed, images, how)
+    facts = {"classifier": other["sha256"], "scale": asked.scale}
+    return guidance.guided(denoiser, classifier, asked.scale), derived(card, facts)
+
+
+def derived(card: dict, facts: dict) -> dict:
+    """The card of a model that differs from the card's by these facts: another identity, the same cost."""
+    kept, colon, _ = card["sha256"].partition(":")
+    identity = key_of([card["sha256"], facts], 16 if colon else 64)
+    return card | facts | {"sha256": f"{kept}:{identity}" if colon else identity}
 
 
 def seeded_build(recipe: Recipe, data: Data, seed: int) -> nn.Module:
@@ -124,6 +164,18 @@ def train_denoiser(model: Denoiser, data: Data, images: int) -> None:
     training.fit(
         lambda x0, generator: denoising_loss(model, x0, generator), model, data, images, batch=128, lr=2e-3
     )
+
+
+def new_ddpm(data: Data, seed: int = 0) -> Denoiser:
+    """The untrained model of DDPM itself: eps at whole steps, in diffusers' terms."""
+    if data.kind != "image":
+        raise click.ClickException(f"ddpm is for images, and {data.name} is {data.kind} data; give denoiser.")
+    return untrained_ddpm(data.shape, levels=data.levels)
+
+
+def train_ddpm(model: Denoiser, data: Data, images: int) -> None:
+    loss = lambda x0, generator: simple_loss(model, x0, generator)
+    training.fit(loss, model, data, images, batch=128, lr=2e-3)
 
 
 def new_cld(data: Data, seed: int = 0) -> AugmentedDenoiser:
@@ -178,6 +230,11 @@ def overfitting(model: Denoiser, data: Data) -> dict[str, float]:
     return losses
 
 
+def described(model: Denoiser, data: Data) -> dict:
+    """For the card of a denoiser: what its network is, and how much better it knows what it has seen."""
+    return {"architecture": architecture(model), **overfitting(model, data)}
+
+
 def strangers(spec: str, data: Data, how: How) -> tuple[Denoiser, dict]:
     """`module.py:make`: make(data) returns a Denoiser, or a net(x_in, lam) in EDM's F form. Runs that file's
     code.
@@ -203,20 +260,20 @@ def strangers(spec: str, data: Data, how: How) -> tuple[Denoiser, dict]:
     return model, {"sha256": sha256_of(model), "images": 0, "seconds": 0.0}
 
 
-def checkpoint(folder: Path, data: Data, how: How) -> tuple[Denoiser, dict]:
-    """A folder that holds model.safetensors and card.json, as training leaves it."""
-    model = new_denoiser(data)
-    card = read_card(folder)
-    fill(model, folder / "model.safetensors", card.get("sha256"))
-    return model.eval().to(how.device), card
-
-
 RECIPES = {
-    "denoiser": Recipe(new_denoiser, train_denoiser, overfitting),
+    "denoiser": Recipe(new_denoiser, train_denoiser, described),
+    "ddpm": Recipe(new_ddpm, train_ddpm, described),
+    "conditional": Recipe(classes.new_conditional, classes.train_conditional, described),
+    "classifier": Recipe(classes.new_classifier, classes.train_classifier, classes.accuracy, share=0.25),
     "cld": Recipe(new_cld, train_cld),
     "autoencoder": Recipe(lambda data, seed: Autoencoder(data.shape), train_autoencoder, share=0.5),
     "vae": Recipe(lambda data, seed: VAE(data.shape), train_vae, share=0.25),
     "gan": Recipe(new_gan, train_gan, share=0.5, version=2),
+}
+EXACT = {
+    "denoiser": exact_denoiser,
+    "conditional": classes.exact_conditional,
+    "classifier": classes.exact_classifier,
 }
 
 

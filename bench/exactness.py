@@ -33,10 +33,12 @@ def converged(denoiser: Denoiser, x: Tensor) -> Tensor:
     return z * float(schedule.alpha(schedule.t_min))
 
 
-def distances(denoiser: Denoiser, x: Tensor, samples: Tensor, data: Data) -> dict[str, Tensor]:
+def distances(
+    denoiser: Denoiser, x: Tensor, samples: Tensor, data: Data, base_id: str = ""
+) -> dict[str, Tensor]:
     """Distance of each sample to the flow's end, and to the denoised mean there: where a method may end.
 
-    The solutions are kept by what they depend on, the start and the schedule: methods share them.
+    The solutions are kept by what they depend on, the start, the schedule and the base: methods share them.
     """
     x = x[: len(samples)]
     schedule = denoiser.schedule
@@ -48,7 +50,9 @@ def distances(denoiser: Denoiser, x: Tensor, samples: Tensor, data: Data) -> dic
             end = converged(denoiser, x)
             return {"end": end.cpu(), "denoised": denoiser(end, schedule.t_min).x0.cpu()}
 
-    found = cached("converged", (data.fingerprint, start, repr(ends)), compute)
+    exact = base_id in ("", f"exact:{data.fingerprint[:16]}")
+    of = (data.fingerprint, start, repr(ends), *(() if exact else (base_id,)))
+    found = cached("converged", of, compute)
     return {f"distance/{name}": gap(samples, target) for name, target in found.items()}
 
 

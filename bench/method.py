@@ -6,6 +6,8 @@ import typing
 import torch
 from torch import Tensor, nn
 
+OWN = "own"  # as a method's schedule: that of its base
+
 
 class Method:
     """A method of the surveys; its annotated fields are its hyper-parameters. Declarations are literals.

@@ -239,6 +239,7 @@ def typed(text: str, plugin: Plugin, key: str):
     annotation, _ = plugin.parameters[key]
     if key == "schedule":
         known = plugin.declared.get("schedules", ("vp", "vp_cosine", "subvp", "ve", "edm", "flow"))
+        known = (*known, *(("own",) if "denoiser" in plugin.recipes else ()))  # its base's
         if text not in known:
             raise click.BadParameter(
                 f"{plugin.name} is not defined under {text!r}; it is under {', '.join(known)}."

@@ -57,6 +57,15 @@ def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, device=generator.device).to(x)
 
 
+def of_rows(labels: Tensor, n: int) -> Tensor:
+    """The labels of n rows: the first n, or all of them again for what is asked of the samples twice."""
+    if n <= len(labels):
+        return labels[:n]
+    if n % len(labels):
+        raise ValueError(f"{n} rows cannot share {len(labels)} labels")
+    return labels.repeat(n // len(labels), *[1] * (labels.ndim - 1))
+
+
 class Prediction:
     """What the network says of x: x0, eps, the score and v, each computed when asked for, and its `extra`
     channels.
@@ -121,7 +130,9 @@ class Denoiser(nn.Module):
         self.schedule = schedule.narrowed(known)
         self.levels: int | None = None  # of the data; a bound's last term is then a bin's probability
         self.labels: Tensor | None = None
+        self.shares: Tensor | None = None  # (K,) of the classes it can be told, in the data
         self.guidance: float | None = None
+        self.guide: nn.Module | None = None  # (out, x_in, lam, labels, form) -> out
 
     def forward(self, x: Tensor, t: float | Tensor) -> Prediction:
         """The prediction at x (N, *shape) and time t, a scalar or one a row, inside [t_min, t_max]."""
@@ -148,11 +159,13 @@ class Denoiser(nn.Module):
 
     def raw(self, x_in: Tensor, lam: Tensor) -> Tensor:
         """The network's own output for a unit-variance input; with guidance, of its labelled and its
-        unlabelled reading (two rows).
+        unlabelled reading (two rows), with a guide, what that makes of it.
         """
         if self.labels is None:
             return self.net(x_in, lam)
-        labels = self.labels[: len(x_in)].to(x_in.device)
+        labels = of_rows(self.labels, len(x_in)).to(x_in.device)
+        if self.guide is not None:
+            return self.guide(self.net(x_in, lam), x_in, lam, labels, self.form)
         if self.guidance is None:
             return self.net(x_in, lam, labels)
         nothing = torch.full_like(labels, -1)  # -1 is the network's "no label"
@@ -195,7 +208,7 @@ class Denoiser(nn.Module):
                 "returns its output and what its last layer is fed."
             )
         other = copy.copy(self)
-        other._modules = {"net": Counted(Headed(net, head(net.width)), self.net.role)}
+        other._modules = dict(self._modules) | {"net": Counted(Headed(net, head(net.width)), self.net.role)}
         return other
 
     def prior(

@@ -41,8 +41,20 @@ class GaussianMixture(nn.Module):
         self.register_buffer("floor", floor)
         for name in ("centre", "stack", "offset", "squares"):
             self.register_buffer(name, None, persistent=False)
-        self.register_load_state_dict_post_hook(_derive)
         _derive(self)
+
+    def _load_from_state_dict(self, state, prefix, *rest) -> None:
+        """Load, and derive anew what follows, but not from tensors that are there already: what was derived
+        in float64 and then cast would round otherwise, and a model would depend on having been loaded.
+        """
+        known = all(
+            torch.equal(state[prefix + name].to(own), own)
+            for name, own in self.named_buffers()
+            if prefix + name in state
+        )
+        super()._load_from_state_dict(state, prefix, *rest)
+        if not known:
+            _derive(self)
 
     @property
     def dim(self) -> int:
@@ -159,7 +171,7 @@ class GaussianMixture(nn.Module):
         return torch.cat([folded, share / s], -1) @ self.stack.T
 
 
-def _derive(mixture: GaussianMixture, _keys=None) -> None:
+def _derive(mixture: GaussianMixture) -> None:
     """Recompute what follows from a mixture's tensors; `stack` has all bases, then all centred means."""
     centre = mixture.weights @ mixture.means
     centred = mixture.means - centre

@@ -16,48 +16,77 @@ def image_net(
     shape: tuple[int, int, int], classes: int = 0, channels: int | None = None, widths=None
 ) -> "UNet":
     """The project's UNet for images of `shape` (C, H, W), sized by resolution; `channels` out (default C)."""
+    return UNet(shape, *(widths or widths_of(shape)), classes=classes, channels=channels)
+
+
+def widths_of(shape: tuple[int, int, int]) -> tuple[tuple[int, ...], int]:
+    """The channels at each scale and the residual blocks per scale for images of `shape`."""
     resolution = max(shape[1:])
     known = [size for size in WIDTHS if size >= resolution] or [max(WIDTHS)]
-    return UNet(shape, *(widths or WIDTHS[min(known)]), classes=classes, channels=channels)
+    return WIDTHS[min(known)]
 
 
-class UNet(nn.Module):
-    """diffusers' UNet2DModel, told the half log-SNR on the scale of DDPM's thousand steps: 1000 at lambda =
-    -5.1, 0 at lambda = 7.
+def unet2d(
+    shape: tuple[int, int, int],
+    widths: tuple[int, ...],
+    layers: int,
+    classes: int = 0,
+    channels: int | None = None,
+) -> nn.Module:
+    """An untrained UNet2DModel of diffusers, with attention at the lowest scale from 28 pixels up, and with
+    a label for no class where there are classes.
+    """
+    from diffusers import UNet2DModel
+
+    scales = len(widths)
+    attended = {scales - 1} if shape[1] >= 28 else set()
+    return UNet2DModel(
+        sample_size=shape[1],
+        in_channels=shape[0],
+        out_channels=channels or shape[0],
+        layers_per_block=layers,
+        block_out_channels=widths,
+        down_block_types=["AttnDownBlock2D" if i in attended else "DownBlock2D" for i in range(scales)],
+        up_block_types=["AttnUpBlock2D" if i in attended else "UpBlock2D" for i in reversed(range(scales))],
+        attention_head_dim=16,
+        norm_num_groups=8,
+        num_class_embeds=classes + 1 if classes else None,
+    )
+
+
+class OfUNet(nn.Module):
+    """diffusers' UNet2DModel as a network of (x, lam, labels); a subclass says at what `time` of its own
+    it is asked.
+
+    classes: how many it knows, 0 for none; its label `classes`, where it has one more, is that of no class.
     """
 
-    def __init__(
-        self, shape, widths: tuple[int, ...], layers: int, classes: int = 0, channels: int | None = None
-    ):
+    def __init__(self, unet: nn.Module, classes: int = 0):
         super().__init__()
-        from diffusers import UNet2DModel
+        self.unet, self.classes = unet, classes
+        self.width = unet.config.block_out_channels[0]
 
-        scales = len(widths)
-        attended = {scales - 1} if shape[1] >= 28 else set()
-        self.unet = UNet2DModel(
-            sample_size=shape[1],
-            in_channels=shape[0],
-            out_channels=channels or shape[0],
-            layers_per_block=layers,
-            block_out_channels=widths,
-            down_block_types=["AttnDownBlock2D" if i in attended else "DownBlock2D" for i in range(scales)],
-            up_block_types=[
-                "AttnUpBlock2D" if i in attended else "UpBlock2D" for i in reversed(range(scales))
-            ],
-            attention_head_dim=16,
-            norm_num_groups=8,
-            num_class_embeds=classes + 1 if classes else None,
-        )
-        self.classes = classes
-        self.width = widths[0]
+    @property
+    def unlabelled(self) -> bool:
+        """Whether it has a reading without labels."""
+        return not self.classes or self.unet.config.num_class_embeds > self.classes
+
+    def time(self, lam: Tensor) -> Tensor:
+        """The network's own time (N,) at half log-SNRs (N,)."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor, lam: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (N, C, H, W), lam (N,), labels (N,) with -1 for none -> (N, channels, H, W)."""
-        step = (7.0 - lam) * (1000 / 12.1)
+        return self.answer(x, self.time(lam), labels)
+
+    def answer(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         if not self.classes:
-            return self.unet(x, step, return_dict=False)[0]
+            return self.unet(x, time, return_dict=False)[0]
         labels = torch.full((len(x),), -1, device=x.device) if labels is None else labels
-        return self.unet(x, step, class_labels=labels % (self.classes + 1), return_dict=False)[0]
+        if not self.unlabelled and bool((labels < 0).any()):
+            raise ValueError("this network was trained with labels only and has no reading without them")
+        labels = labels % self.unet.config.num_class_embeds
+        return self.unet(x, time, class_labels=labels, return_dict=False)[0]
 
     def features(self, x: Tensor, lam: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The output, and what enters the last block (N, width, H, W), of one pass."""
@@ -68,6 +97,20 @@ class UNet(nn.Module):
             return self(x, lam, labels), seen[0]
         finally:
             hook.remove()
+
+
+class UNet(OfUNet):
+    """Our own, told the half log-SNR on the scale of DDPM's thousand steps: 1000 at lambda = -5.1, 0 at
+    lambda = 7.
+    """
+
+    def __init__(
+        self, shape, widths: tuple[int, ...], layers: int, classes: int = 0, channels: int | None = None
+    ):
+        super().__init__(unet2d(shape, widths, layers, classes, channels), classes)
+
+    def time(self, lam: Tensor) -> Tensor:
+        return (7.0 - lam) * (1000 / 12.1)
 
 
 class MLP(nn.Module):

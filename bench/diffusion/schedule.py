@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from bench.diffusion.grids import STRIDES, resampled, strided
+
 SPACINGS = ("lambda", "time", "quadratic", "karras")
 
 
@@ -132,15 +134,6 @@ def slope(f: Callable[[Tensor], Tensor], t: float | Tensor) -> Tensor:
     return torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]
 
 
-def resampled(knots: Tensor, count: int) -> Tensor:
-    """`knots` read as a curve over [0, 1] at `count` even places."""
-    if len(knots) == count:
-        return knots.clone()
-    place = torch.linspace(0, len(knots) - 1, count, dtype=torch.float64)
-    left = place.long().clamp(max=len(knots) - 2)
-    return knots[left] + (place - left) * (knots[left + 1] - knots[left])
-
-
 class VP(Schedule):
     """Variance preserving with linear beta (Song et al. 2021, eq. 11 and 33): log alpha = -t^2 (beta_1 -
     beta_0)/4 - t beta_0/2.
@@ -247,6 +240,12 @@ class Table(Schedule):
         self.n = len(alpha_bar)
         self.log_alpha_bar = torch.cat([alpha_bar.new_zeros(1), alpha_bar.log()])
         self.t_min, self.t_max = 1 / self.n, 1.0
+
+    def steps(self, n: int, spacing: str | Sequence[float] | Tensor = "lambda", end: str = "t_min") -> Tensor:
+        """As for every schedule, and besides at whole steps as diffusers chooses them: see `strided`."""
+        if isinstance(spacing, str) and spacing in STRIDES:
+            return strided(self.n, n, spacing, end)
+        return super().steps(n, spacing, end)
 
     def log_alpha(self, t: float | Tensor) -> Tensor:
         place = at(t).clamp(0, 1) * self.n

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.grids import resampled
 from bench.diffusion.likelihood import divergence, drift, probes_for
-from bench.diffusion.schedule import resampled
 
 PILOTS = 32  # one row in so many is a pilot
 SHARE = 0.2  # of the budget for pilots, at most

@@ -1,0 +1,193 @@
+"""Pipelines of diffusers as denoisers, and denoisers as pipelines.
+
+A pipeline is a folder with model_index.json, unet/ and scheduler/, or one whose files lie together, or a bare
+UNet2DModel with a scheduler's configuration. Weights are safetensors; a pickled file is read by torch's
+weights-only reader, which runs nothing, or not at all.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import click
+import torch
+
+from bench.cache import key_of
+from bench.checkpoints import of_data, shares_of, suited
+from bench.data import Data
+from bench.diffusion.adapters import Discrete, Exploding
+from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.schedule import VE, Table, cosine_table, ddpm_table
+from bench.models import How, sha256_of
+
+FORM = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+LEAST = 1e-12  # bar-alpha where a last step has no signal, and so no finite half log-SNR
+UNET, WEIGHTS = "config.json", "diffusion_pytorch_model"
+
+
+def opened(place: str, data: Data, how: How) -> tuple[Denoiser, dict]:
+    """The denoiser of a diffusers pipeline, a folder or a hub's id, and a card; ClickException where it is
+    not a UNet2DModel of a process that is known here, or not for `data`.
+
+    A process in discrete steps becomes a Table, ScoreSdeVePipeline's a VE schedule. Learned variances are
+    `Prediction.extra`.
+    """
+    folder = Path(place) if Path(place).is_dir() else from_hub(place)
+    unet, scheduler = parts_of(folder, place)
+    config = unet.config
+    size = config.sample_size
+    side = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    suited((config.in_channels, *(side if size else data.shape[1:])), data, place)
+    classes = classes_of(config, data, place)
+    fourier, explodes = config.time_embedding_type == "fourier", "ScoreSdeVe" in scheduler["_class_name"]
+    if fourier != explodes:
+        raise click.ClickException(
+            f"{place} joins a {config.time_embedding_type} time and a {scheduler['_class_name']}, and how "
+            "it was trained cannot be told; fourier goes with ScoreSdeVeScheduler, the others with steps."
+        )
+    if explodes:
+        lowest, highest = (2 * scheduler[name] for name in ("sigma_min", "sigma_max"))  # on [-1, 1]
+        schedule, form = VE(lowest, highest), "eps"
+        net = Exploding(unet, classes)
+        known = tuple(-torch.tensor([highest, lowest], dtype=torch.float64).log().numpy())
+    else:
+        schedule, form = table_of(scheduler, place), form_of(scheduler, place)
+        net = Discrete(unet, schedule, classes)
+        known = net.known
+    model = Denoiser(net, schedule, data.shape, form, 1.0, tuple(map(float, known)))
+    model = of_data(model, data, place).requires_grad_(False).eval().to(how.device)
+    identity = key_of({"weights": sha256_of(model), "form": form}, 64)
+    return model, {"sha256": identity, "images": 0, "seconds": 0.0}
+
+
+def from_hub(place: str) -> Path:
+    """The folder of a hub's repository, brought here if need be."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
+        raise click.BadParameter(f"there is no folder {place}, and a hub's id is OWNER/NAME.")
+    try:
+        from huggingface_hub import snapshot_download
+
+        kinds = ["*.json", "*.safetensors"]
+        folder = Path(snapshot_download(place, allow_patterns=kinds))
+        if not any(folder.rglob("*.safetensors")):
+            folder = Path(snapshot_download(place, allow_patterns=["*.json", f"*{WEIGHTS}.bin"]))
+        return folder
+    except Exception as error:  # whatever its transport raises
+        raise click.ClickException(
+            f"{place} is no folder here and cannot be had from the hub ({type(error).__name__}); download it "
+            "elsewhere and give its folder."
+        ) from None
+
+
+def parts_of(folder: Path, place: str) -> tuple[torch.nn.Module, dict]:
+    """The UNet with its weights, and the scheduler's configuration. Either lies in a folder of its own or
+    with the other; the scheduler's beside the UNet's too.
+    """
+    homes = [home for home in (folder / "unet", folder) if (home / UNET).is_file()]
+    choices = [folder / "scheduler", folder, folder.parent / "scheduler"]
+    plans = [path for home in choices if (path := home / "scheduler_config.json").is_file()]
+    if not homes or not plans:
+        lacks = f"unet/{UNET}" if not homes else "scheduler/scheduler_config.json"
+        raise click.ClickException(f"{place} is not a pipeline of diffusers: it lacks {lacks}.")
+    try:
+        scheduler, kind = json.loads(plans[0].read_text()), json.loads((homes[0] / UNET).read_text())
+    except ValueError:
+        raise click.ClickException(f"a configuration in {place} is not JSON; save it anew.") from None
+    if kind.get("_class_name") != "UNet2DModel":
+        raise click.ClickException(f"{place} has a {kind.get('_class_name')}; only UNet2DModel is read.")
+    return unet_of(homes[0], place), {"_class_name": "", **scheduler}
+
+
+def unet_of(home: Path, place: str) -> torch.nn.Module:
+    """The UNet2DModel of a folder with all of its weights, in float32."""
+    from diffusers import UNet2DModel
+
+    safe = any(home.glob("*.safetensors"))
+    if not safe and not (home / f"{WEIGHTS}.bin").is_file():
+        raise click.ClickException(f"{home} has no {WEIGHTS}.safetensors.")
+    try:
+        unet, report = UNet2DModel.from_pretrained(
+            str(home),
+            use_safetensors=safe,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except RuntimeError:  # of other shapes
+        raise click.ClickException(f"the weights of {place} are not those of its {UNET}.") from None
+    except Exception as error:
+        why = "" if safe else "; it is pickled, and nothing but plain tensors is unpickled"
+        raise click.ClickException(
+            f"the weights in {home} cannot be read ({type(error).__name__}){why}; save them as safetensors."
+        ) from None
+    wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
+    if wrong:
+        raise click.ClickException(
+            f"the weights of {place} are not those of its {UNET}: {len(wrong)} differ, {wrong[0]} first."
+        )
+    return unet
+
+
+def classes_of(config, data: Data, place: str) -> int:
+    """How many classes a UNet knows; a label more than the data has is that of no class."""
+    if config.class_embed_type is not None:
+        raise click.ClickException(f"{place} is told classes by {config.class_embed_type!r}, not by labels.")
+    known = config.num_class_embeds or 0
+    of_data = 0 if data.labels is None else len(shares_of(data))
+    return known - 1 if known and known - 1 == of_data else known
+
+
+def form_of(scheduler: dict, place: str) -> str:
+    kind = scheduler.get("prediction_type", "epsilon")
+    if kind not in FORM:
+        raise click.ClickException(f"{place} predicts {kind!r}; {', '.join(FORM)} are read.")
+    return FORM[kind]
+
+
+def table_of(scheduler: dict, place: str) -> Table:
+    """The discrete process of a scheduler's configuration, by diffusers' names and defaults."""
+    n, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule", "linear")
+    first, last = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
+    if "beta_schedule" not in scheduler and "trained_betas" not in scheduler:
+        raise click.ClickException(f"{place} has a {scheduler['_class_name']}, which has no discrete steps.")
+    if scheduler.get("trained_betas") is not None:
+        alpha_bar = torch.cumprod(1 - torch.tensor(scheduler["trained_betas"], dtype=torch.float64), 0)
+    elif kind == "linear":
+        alpha_bar = torch.cumprod(1 - torch.linspace(first, last, n, dtype=torch.float64), 0)
+    elif kind == "scaled_linear":
+        roots = torch.linspace(first**0.5, last**0.5, n, dtype=torch.float64)
+        alpha_bar = torch.cumprod(1 - roots**2, 0)
+    elif kind == "squaredcos_cap_v2":
+        alpha_bar = cosine_table(n).log_alpha_bar[1:].exp()
+    else:
+        raise click.ClickException(
+            f"{place} has the betas {kind!r}; linear, scaled_linear, squaredcos_cap_v2 "
+            "and trained_betas are read."
+        )
+    if scheduler.get("rescale_betas_zero_snr"):
+        root = alpha_bar.sqrt()  # Lin et al. 2023, section 3.1: shifted to end at 0, the first kept
+        alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        alpha_bar[-1] = LEAST
+    return Table(alpha_bar)
+
+
+def exported(model: Denoiser, folder: Path) -> None:
+    """Write a denoiser as a pipeline that diffusers opens; ClickException where it has no such thing."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    net = model.net.net
+    if not isinstance(net, Discrete):
+        raise click.ClickException(
+            "diffusers' pipelines have discrete steps, and this network has none: train the base ddpm."
+        )
+    log_alpha_bar = net.log_alpha_bar.cpu()
+    betas = -torch.expm1(log_alpha_bar.diff())
+    linear = torch.allclose(log_alpha_bar, ddpm_table(len(betas)).log_alpha_bar, rtol=1e-9)
+    scheduler = DDPMScheduler(
+        num_train_timesteps=len(betas),
+        trained_betas=None if linear else betas.tolist(),
+        prediction_type={form: kind for kind, form in FORM.items()}[model.form],
+        clip_sample=False,  # as the methods here sample
+    )
+    DDPMPipeline(net.unet, scheduler).save_pretrained(folder, safe_serialization=True)
