@@ -14,7 +14,7 @@ import torch
 from bench import registry
 from bench.checks import Skip, Wrong, convergence, declared, learning, likelihoods, sampling
 from bench.checks.subject import Subject, sentence
-from bench.executors import mapped
+from bench.executors import Lost, mapped
 from bench.models import cores
 from bench.registry import Plugin
 
@@ -112,8 +112,11 @@ def everything(methods: Sequence[str] = (), files: Sequence[Path] = ()) -> Itera
             continue
         plugins.append(plugin)
     workers = cores() if len(plugins) > MANY else 1
-    for _, found in mapped(of_one, plugins, workers):
-        yield from found
+    for plugin, found in mapped(of_one, plugins, workers):
+        if isinstance(found, Lost):
+            yield Result(plugin.name, CHECKS[0][0], False, f"{found.sentence}.")
+        else:
+            yield from found
 
 
 def of_one(plugin: Plugin) -> list[Result]:

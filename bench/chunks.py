@@ -7,16 +7,22 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from bench.cache import whole
-from bench.job import Chunk
+from bench.job import Chunk, Readied
 
 
-def write_chunk(path: Path, tensors: dict[str, Tensor], chunk: Chunk) -> None:
+def packed(tensors: dict[str, Tensor], chunk: Chunk) -> bytes:
+    """A chunk as the bytes of its file, in which it may travel."""
+    return save(tensors, {"chunk": json.dumps(asdict(chunk)), "sha256": checksum(tensors)})
+
+
+def write_chunk(path: Path, content: bytes) -> None:
+    """Put a packed chunk where it belongs."""
     with whole(path) as part:
-        save_file(tensors, part, {"chunk": json.dumps(asdict(chunk)), "sha256": checksum(tensors)})
+        part.write_bytes(content)
 
 
 def read_chunk(path: Path) -> tuple[Chunk, dict[str, Tensor]] | None:
@@ -25,7 +31,8 @@ def read_chunk(path: Path) -> tuple[Chunk, dict[str, Tensor]] | None:
         with safe_open(path, "pt") as file:
             meta = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        chunk = Chunk(**json.loads(meta["chunk"]))
+        facts = json.loads(meta["chunk"])
+        chunk = Chunk(**facts | {"readied": Readied(**facts["readied"])})
         return (chunk, tensors) if meta["sha256"] == checksum(tensors) else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import click
 
+from bench.commands.bases import export
+from bench.commands.data import data_group
 from bench.commands.drawing import plot, report
 from bench.commands.literature import cite, published, show, taxonomy
-from bench.commands.options import FORMAT, RESULTS, TABLE_FORMAT, Numbers
+from bench.commands.options import FORMAT, RESULTS, STATISTICS, TABLE_FORMAT, Numbers, code_runs
 from bench.commands.plugins import check, new
 from bench.commands.results import diff, merge, table
+from bench.commands.training import train
+from bench.commands.upkeep import doctor, gc, verify
 
 
 class Group(click.Group):
@@ -86,7 +90,7 @@ def list_methods(category, leaf, style) -> None:
     "--base",
     default="denoiser",
     show_default=True,
-    help="denoiser[@IMAGES], a checkpoint folder, or module.py:make.",
+    help="denoiser[@IMAGES], conditional:guidance=2, a checkpoint folder, diffusers:FOLDER, module.py:make.",
 )
 @click.option(
     "--nfe", type=Numbers(1), default="5,10,20,50", show_default=True, help="Budgets, evaluations a sample."
@@ -107,16 +111,48 @@ def list_methods(category, leaf, style) -> None:
     help="fid, is, kid, precision, recall, ...; the data's defaults otherwise.",
 )
 @click.option("--extractor", help="Feature extractor; the data's default otherwise.")
+@STATISTICS
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or auto.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of each worker [1], and of training [all].")
 @click.option("--workers", type=click.IntRange(1), help="Worker processes [1, or one a core].")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Processes of this machine, or a Ray cluster.",
+)
+@click.option("--address", help="Of the Ray cluster, HOST:PORT [the one this machine is a node of].")
+@click.option(
+    "--gpus",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="GPUs of a task under Ray; a fraction shares one.",
+)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds of drawing that a cell may take; beyond it fails [no limit].",
+)
 @click.option("--micro-batch", type=click.IntRange(1), help="Rows given to the network at once.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the networks; part of the protocol.",
+)
+@click.option(
+    "--compile/--no-compile", default=None, help="Compile the networks, or not [on a GPU, where it repays]."
+)
 @click.option("--minutes", type=float, help="Cap on each training's time; it goes on at the next run.")
 @click.option(
     "--plugin",
     "plugin_files",
     type=click.Path(path_type=Path),
     multiple=True,
+    callback=code_runs,
     help="A method's file outside the zoo; its code runs.",
 )
 @click.option(
@@ -135,22 +171,23 @@ def run(
 ) -> None:
     """Measure METHODS (name[:param=a,b]...) and print the table; goes on where an earlier run stopped."""
     from bench import plan as plans
+    from bench.selection import Selection, data_of
+    from bench.sites import device_of
+
+    device = device_of(device)
+    selection = Selection(methods, category, leaf, survey, plugin_files)
+    names = [data] if data else data_of(selection)
+    requests = [plans.Request(selection, data=name, device=device, **settings) for name in names]
+    if dry_run:
+        for request in requests:
+            click.echo(plans.described(plans.planned(request, train=False)))
+        return
     from bench import runner
     from bench.progress import Progress
     from bench.rendering import render
-    from bench.selection import Selection, data_of
 
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    selection = Selection(methods, category, leaf, survey, plugin_files)
     failed = False
-    for name in [data] if data else data_of(selection):
-        request = plans.Request(selection, data=name, device=device, **settings)
-        if dry_run:
-            click.echo(plans.described(plans.planned(request, train=False)))
-            continue
+    for request in requests:
         with Progress(quiet) as progress:
             plan = plans.planned(request, progress)
             runner.execute(plan, progress)
@@ -168,16 +205,17 @@ def run(
 @click.option("--data", required=True, help="The data set the samples are of.")
 @click.option("--metric", "metrics", multiple=True, help="fid, is, kid, precision, recall, ...")
 @click.option("--extractor", help="Feature extractor; the data's default otherwise.")
+@STATISTICS
 @click.option("--method", default="", help="A name for these samples: appends rows to --results.")
 @click.option("--nfe", type=click.IntRange(1), help="Their NFE, as declared; it is not measured.")
 @FORMAT
 @RESULTS
-def score(path, data, metrics, extractor, method, nfe, style, results) -> None:
+def score(path, data, metrics, extractor, statistics, method, nfe, style, results) -> None:
     """FID, IS, KID with error bars for anyone's samples (.npz or a folder of images)."""
     from bench.scoring import score_file
 
     adopt = (results, method, nfe) if method else None
-    found = score_file(path, data, metrics, extractor, adopt)
+    found = score_file(path, data, metrics, extractor, adopt, statistics)
     if style == "json":
         click.echo(json.dumps(found, indent=1))
     else:
@@ -186,51 +224,9 @@ def score(path, data, metrics, extractor, method, nfe, style, results) -> None:
             click.echo(f"{record['metric']}: {number}  ({record['samples']:,} samples)")
 
 
-@main.command()
-@click.argument("data")
-@click.argument("base", default="denoiser")
-@click.option("--images", type=click.IntRange(1), help="Budget in images seen; the data's default otherwise.")
-@click.option("--minutes", type=float, help="Stop after this long; run again to go on.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of training [0].")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
-def train(data, base, images, minutes, seed, device) -> None:
-    """Train a shared base, or go on with it."""
-    from bench import bases
-    from bench.data import load
-    from bench.progress import Progress
-
-    with Progress() as progress:
-        how = bases.How(device, progress.report, minutes)
-        _, card = bases.base_of(base, load(data), seed, images, how)
-    for name in ("sha256", "images", "seconds", "loss_train", "loss_held_out"):
-        if name in card:
-            click.echo(f"{name}: {card[name]}")
-
-
-@main.group("data")
-def data_group() -> None:
-    """Data sets: what there is, and how to get it."""
-
-
-@data_group.command("list")
-def data_list() -> None:
-    """The names of the data sets."""
-    from bench.data import names
-
-    click.echo("\n".join([*names(), "folder:PATH@SIZE", "npz:PATH", "text:PATH"]))
-
-
-@data_group.command("fetch")
-@click.argument("name")
-def data_fetch(name) -> None:
-    """Download a data set."""
-    from bench.data import fetch
-
-    where = fetch(name)
-    click.echo(f"{name}: {where}" if where else f"{name} needs no download.")
-
-
-for command in (taxonomy, show, cite, published, table, diff, merge, check, new, plot, report):
+STATED = (taxonomy, show, cite, published)
+UPKEEP = (verify, gc, doctor)
+for command in (data_group, train, export, table, diff, merge, check, new, plot, report, *STATED, *UPKEEP):
     main.add_command(command)
 
 if __name__ == "__main__":

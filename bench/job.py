@@ -35,7 +35,7 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """The cell's identity: all of its fields but the source."""
-        facts = asdict(self)
+        facts = {name: getattr(self, name) for name in self.__dataclass_fields__}
         del facts["source"]  # a plugin says by its `version` when its numbers change
         return key_of(facts, 20)
 
@@ -46,6 +46,19 @@ class Cell:
     def rows_of(self, chunk: int) -> range:
         """The sample indices of one chunk."""
         return range(chunk * self.chunk, min(self.samples, (chunk + 1) * self.chunk))
+
+
+@dataclass(frozen=True)
+class Readied:
+    """What whoever draws a cell knows of it once its model stands: the cost of training, where sampling
+    starts, what was searched, and on which device.
+    """
+
+    card: dict = field(default_factory=dict)  # images, seconds and rows of its training
+    start: str = ""
+    tolerance: float | None = None
+    searched: int = 0  # rows spent on finding the tolerance
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class Chunk:
     extra: int
     seconds: float
     memory: float  # peak, MiB
+    readied: Readied = Readied()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from bench.registry import Plugin
 
+as_text = json.JSONEncoder(sort_keys=True).encode
+
 
 def identity(row: dict) -> tuple:
     """What tells one line from another: the method, its parameters, its base and what it was trained on."""
@@ -12,22 +14,26 @@ def identity(row: dict) -> tuple:
     return (
         row["method"],
         row["version"],
-        json.dumps(parameters, sort_keys=True),
+        as_text(parameters),
         row["base_id"],
         row["images"],
         row["ask"] == "bound",  # which some methods have beside a likelihood, at the same budgets
     )
 
 
-def label_of(rows: Sequence[dict], known: dict[str, Plugin]) -> dict[tuple, str]:
-    """Readable names: the title, the parameters that are not its defaults, and the base where there are
-    several.
+def labels_of(rows: Sequence[dict], known: dict[str, Plugin]) -> list[str]:
+    """A readable name for each row's line: the title, the parameters that are not its defaults, and the base
+    where there are several.
     """
+    lines: dict[str, tuple] = {}  # by cell, whose rows are of one line
+    for row in rows:
+        if row["key"] not in lines:
+            lines[row["key"]] = identity(row)
     labels: dict[tuple, str] = {}
     bases: dict[str, set[str]] = {}  # by method, so that a base is named only where one method has several
     for row in rows:
         bases.setdefault(row["method"], set()).add(row["base_id"])
-    for key, row in {identity(row): row for row in rows}.items():
+    for line, row in {lines[row["key"]]: row for row in rows}.items():
         plugin = known.get(row["method"])
         inside = changed(row["parameters"], plugin) if plugin else []
         if len(bases[row["method"]]) > 1:
@@ -39,8 +45,8 @@ def label_of(rows: Sequence[dict], known: dict[str, Plugin]) -> dict[tuple, str]
         if plugin and row["version"] != plugin.version:
             inside.append(f"version {row['version']}")
         text = (plugin.title if plugin else row["method"]) + (f" ({', '.join(inside)})" if inside else "")
-        labels[key] = f"{text} [{row['method']}]" if text in labels.values() else text
-    return labels
+        labels[line] = f"{text} [{row['method']}]" if text in labels.values() else text
+    return [labels[lines[row["key"]]] for row in rows]
 
 
 def changed(parameters: dict, plugin: Plugin) -> list[str]:

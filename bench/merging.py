@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import click
 
 from bench import store
 from bench.cache import canonical, whole
+from bench.data.folder import read_npz
 from bench.job import BLOCKS, Cell, Row
 from bench.metrics.names import parse
 from bench.protocol import fingerprint
@@ -19,15 +19,6 @@ from bench.tables import FLOOR
 
 GIVEN = "given samples"  # the base of rows that `bench score` appends; their key holds the samples' sha256
 MOST_IMAGES = 64  # kept beside one cell
-TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("key", "method", "data", "base", "base_id", "protocol", "metric", "start"), (str,)),
-    **dict.fromkeys(("version", "train_seed", "budget", "seed", "samples"), (int,)),
-    **dict.fromkeys(("parameters", "details", "versions"), (dict,)),
-    **dict.fromkeys(("nfe", "nfe_max", "seconds", "memory"), (int, float, type(None))),
-    **dict.fromkeys(("extra", "jvps", "vjps", "train_seconds"), (int, float)),
-    "images": (int, type(None)),
-    "replicates": (list,),
-}
 
 
 @dataclass(frozen=True)
@@ -85,14 +76,27 @@ def image_of(folder: Path, key: str) -> Path:
 
 
 def check(row: dict, folder: Path) -> None:
-    """Raise a click.ClickException that says what is wrong with a row."""
-    what = f"{folder}: the row of {row.get('method')} at {row.get('budget')} NFE, {row.get('metric')},"
-    if lacking := sorted(store.FIELDS - row.keys()):
-        raise click.ClickException(f"{what} lacks {', '.join(lacking)}.")
-    for name, types in TYPES.items():
-        if not isinstance(row[name], types) or isinstance(row[name], bool):
-            raise click.ClickException(f"{what} has {row[name]!r} as its {name}.")
+    """Raise a click.ClickException that says what is wrong with a row, or with the protocol it refers to."""
+    check_numbers(row, folder)
+    facts = store.protocol(folder, row["protocol"])
+    if not facts:
+        missing = folder / "protocols" / f"{row['protocol']}.json"
+        raise click.ClickException(f"{described(row, folder)} refers to {missing}, which is not there.")
+    if fingerprint(facts) != row["protocol"]:
+        raise click.ClickException(f"{folder / 'protocols' / row['protocol']}.json was changed afterwards.")
+    expected = key_of_fields(row, facts)
+    if expected is not None and expected != row["key"]:
+        raise click.ClickException(
+            f"{described(row, folder)} was changed afterwards: its key is not that of its fields."
+        )
+
+
+def check_numbers(row: dict, folder: Path) -> None:
+    """Raise a click.ClickException where a row's own numbers cannot be."""
+    what = described(row, folder)
     parse(row["metric"])
+    if not store.PLAIN.fullmatch(row["key"]):
+        raise click.ClickException(f"{what} has {row['key']!r} as its key, which is no name of a cell.")
     numbers = [row["value"], *row["replicates"]]
     if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
         raise click.ClickException(f"{what} holds a value or replicate that is not a finite number.")
@@ -100,16 +104,10 @@ def check(row: dict, folder: Path) -> None:
         raise click.ClickException(f"{what} has {len(row['replicates'])} replicates and needs {BLOCKS}.")
     if row["nfe"] is not None and row["nfe"] > row["budget"] and row["method"] != FLOOR:
         raise click.ClickException(f"{what} spent {row['nfe']:g} evaluations, more than its budget.")
-    facts = store.protocol(folder, row["protocol"])
-    if not facts:
-        raise click.ClickException(
-            f"{what} refers to {folder / 'protocols' / row['protocol']}.json, which is not there."
-        )
-    if fingerprint(facts) != row["protocol"]:
-        raise click.ClickException(f"{folder / 'protocols' / row['protocol']}.json was changed afterwards.")
-    expected = key_of_fields(row, facts)
-    if expected is not None and expected != row["key"]:
-        raise click.ClickException(f"{what} was changed afterwards: its key is not that of its fields.")
+
+
+def described(row: dict, folder: Path) -> str:
+    return f"{folder}: the row of {row['method']} at {row['budget']} NFE, {row['metric']},"
 
 
 def key_of_fields(row: dict, facts: dict) -> str | None:
@@ -126,11 +124,8 @@ def check_images(path: Path) -> None:
     """Raise a click.ClickException unless the file holds a few finite sample images and nothing else."""
     import numpy as np
 
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names, samples = file.files, file["samples"]
-    except (OSError, ValueError, KeyError, BadZipFile, json.JSONDecodeError):
-        raise click.ClickException(f"{path} is not a file of sample images.") from None
+    arrays = read_npz(path)
+    samples = arrays.get("samples", np.empty(()))
     sound = samples.dtype in (np.uint8, np.float16) and np.isfinite(samples).all()
-    if names != ["samples"] or not sound or not 0 < len(samples) <= MOST_IMAGES:
+    if list(arrays) != ["samples"] or not sound or not samples.ndim or not 0 < len(samples) <= MOST_IMAGES:
         raise click.ClickException(f"{path} must hold 1 to {MOST_IMAGES} finite samples and nothing else.")

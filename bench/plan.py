@@ -4,28 +4,29 @@ answer yet.
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 
-from bench import bases, protocol, registry, store
-from bench.cache import canonical, key_of, whole
+from bench import bases, protocol, registry, specs, store
+from bench.cache import canonical, key_of
 from bench.data import Data, load
 from bench.job import BLOCKS, Cell
 from bench.metrics import features
 from bench.metrics.names import METRICS, OF_KIND, column, find
-from bench.models import How, cores
+from bench.metrics.references import Reference, imported
+from bench.models import How
 from bench.progress import Progress
 from bench.registry import Plugin
 from bench.selection import Selection, selected
+from bench.sites import execution_of, site_of
 from bench.worker import Site
 
 SAMPLES = 2000
 CHUNK = 500
-WORTH_WORKERS = 6_000_000  # evaluations times dimensions: some twenty seconds on one core
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,18 @@ class Request:
     held_out: int | None = None  # rows of the test split whose likelihood is asked, the first; None is all
     metrics: tuple[str, ...] = ()
     extractor: str | None = None
+    statistics: Path | None = None  # moments to compare with, instead of those of the training images
     results: Path = Path("runs")
     device: str = "cpu"
     threads: int | None = None
     workers: int | None = None  # None: one, or one a core where the work repays starting them
+    executor: str = "local"  # or "ray": over the cluster at `address`
+    address: str | None = None
+    gpus: float = 1.0  # of a task under Ray, where it runs on GPUs
+    time_limit: float | None = None  # seconds of drawing that a cell may take
     micro_batch: int | None = None
+    precision: str = "fp32"
+    compile: bool | None = None  # None: on a GPU where the work repays it
     minutes: float | None = None
     keep: int = 16
     trials: int = 0  # how many settings were tried before these, where they were tuned
@@ -64,6 +72,7 @@ class Plan:
     cells: list[Cell]
     metrics: dict[str, tuple[str, ...]]  # ask -> metric names
     extractor: features.Extractor | None
+    reference: Reference | None  # None: the training images, or the distribution itself
     skipped: list[str]
     baselines: frozenset[str]
     todo: list[Cell] = field(default_factory=list)
@@ -85,53 +94,62 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
     held_out = min(request.held_out or len(data.test), len(data.test))
     if request.held_out and held_out < 2 * BLOCKS:
         raise click.BadParameter(
-            f"{held_out} held-out rows are too few for {BLOCKS} jackknife blocks; ask for {2 * BLOCKS} or more."
+            f"{held_out} held-out rows are too few for {BLOCKS} jackknife blocks; ask for {2 * BLOCKS} "
+            "or more."
         )
     metrics = metrics_of(request, data)
-    extractor = None
+    extractor = reference = None
     if any(METRICS[name].needs_extractor for name in metrics.get("sample", ())):
         name = request.extractor or features.default_extractor(data)
         extractor = features.extractor(name, data, request.device)
         metrics["sample"] = without_classes(metrics["sample"], extractor, request)
+        reference = imported(request.statistics, extractor, metrics["sample"])
     ids = base_ids(request, data, chosen.methods, progress) if train else {}
-    cells = []
+    asked = specs.parsed(request.base)
+    cells, skipped = [], list(chosen.skipped)
     for plugin, parameters in chosen.methods:
+        rows = asked.rows if "denoiser" in plugin.recipes else 1
         for ask in metrics:
             if ask not in plugin.abilities or (ask == "sample" and plugin.name in chosen.only_nll):
+                continue
+            if why := "denoiser" in plugin.recipes and asked.unfit(plugin.name, plugin.abilities, ask):
+                skipped.append(why)
                 continue
             count = samples if ask == "sample" else held_out
             chunk = min(CHUNK, count)
             dequantise = plugin.declared.get("dequantise", "uniform")
-            facts = protocol.of(ask, data, extractor, count, chunk, dequantise)
+            facts = protocol.of(ask, data, extractor, count, chunk, dequantise, reference)
+            facts |= protocol.precise(request.precision)
             fingerprint = protocol.fingerprint(facts)
             if train:
                 store.record_protocol(site.results, fingerprint, facts)
             budgets = (max(request.nfe),) if plugin.name in chosen.only_nll else request.nfe
+            in_common = {
+                "method": plugin.name,
+                "version": plugin.version,
+                "parameters": canonical(parameters_of(plugin, parameters)),
+                "data": request.data,
+                "base": request.base if "denoiser" in plugin.recipes else plugin.base or "",
+                "base_id": identity_of([ids.get(name, "none yet") for name in plugin.recipes]),
+                "train_seed": request.train_seed,
+                "images": training_images(request, plugin, data) if "train" in plugin.abilities else None,
+                "ask": ask,
+                "samples": count,
+                "chunk": chunk,
+                "protocol": fingerprint,
+                "source": plugin.source,
+            }
+            budgets = [nfe for nfe in budgets if nfe // rows >= plugin.least]
             cells += [
-                Cell(
-                    method=plugin.name,
-                    version=plugin.version,
-                    parameters=canonical(parameters_of(plugin, parameters)),
-                    data=request.data,
-                    base=request.base if "denoiser" in plugin.recipes else plugin.base or "",
-                    base_id=identity_of([ids.get(name, "none yet") for name in plugin.recipes]),
-                    train_seed=request.train_seed,
-                    images=training_images(request, plugin, data) if "train" in plugin.abilities else None,
-                    ask=ask,
-                    nfe=nfe,
-                    seed=seed,
-                    samples=count,
-                    chunk=chunk,
-                    protocol=fingerprint,
-                    source=plugin.source,
-                )
-                for seed in request.seeds
-                for nfe in budgets
-                if nfe >= plugin.least
+                Cell(**in_common, nfe=nfe, seed=seed) for seed in request.seeds for nfe in budgets
             ]
-    plan = Plan(request, data, site, cells, metrics, extractor, list(chosen.skipped), chosen.baselines)
+    if not cells and len(skipped) > len(chosen.skipped):
+        raise click.ClickException(f"nothing is left to run: {skipped[-1]}.")
+    plan = Plan(request, data, site, cells, metrics, extractor, reference, skipped, chosen.baselines)
     done = set() if request.again else store.answered(request.results)
-    plan.todo = [cell for cell in cells if any((cell.key, name) not in done for name in expected(plan, cell))]
+    answered = lambda cell: all((cell.key, name) in done for name in expected(plan, cell))
+    plan.todo = [cell for cell in cells if not (done and answered(cell))]
+    plan.site = replace(site, execution=execution_of(plan))
     return plan
 
 
@@ -148,42 +166,6 @@ def base_ids(request: Request, data: Data, methods: list, progress: Progress | N
 def identity_of(ids: list[str]) -> str:
     """One id for the shared models of a method: its base's own, or one of all."""
     return ids[0] if len(ids) == 1 else key_of(ids, 64) if ids else ""
-
-
-def site_of(request: Request) -> Site:
-    if request.device.split(":")[0] not in ("cpu", "cuda"):
-        raise click.BadParameter(f"there is no device {request.device!r}; give cpu, cuda, cuda:1 or auto.")
-    if request.device.startswith("cuda") and not torch.cuda.is_available():
-        raise click.BadParameter(
-            "there is no GPU here that torch can use; leave --device out or give --device cpu."
-        )
-    threads = request.threads or 1
-    torch.set_num_threads(threads)
-    try:
-        request.results.mkdir(parents=True, exist_ok=True)
-        with whole(request.results / ".writable") as part:
-            part.write_text("")
-        (request.results / ".writable").unlink()
-    except OSError as error:
-        raise click.ClickException(
-            f"the results folder {request.results} cannot be written: {error.strerror}."
-        ) from None
-    files = tuple(path.resolve() for path in request.selection.plugin_files)
-    return Site(
-        request.results.resolve(), request.device, threads, request.micro_batch, files, request.minutes
-    )
-
-
-def workers(plan: "Plan") -> int:
-    """How many processes draw: as many as asked for, else one a core where the work repays starting them.
-
-    Single-threaded workers draw the same numbers however many there are, and small networks faster than
-    threads do.
-    """
-    if plan.request.workers:
-        return plan.request.workers
-    work = sum(cell.nfe * cell.samples for cell in plan.todo) * plan.data.dim
-    return cores() if plan.site.device == "cpu" and plan.site.threads == 1 and work > WORTH_WORKERS else 1
 
 
 def metrics_of(request: Request, data: Data) -> dict[str, tuple[str, ...]]:

@@ -4,22 +4,25 @@ it again.
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import click
 from filelock import FileLock, Timeout
 
-from bench import registry, store, worker
-from bench.calibration import calibrate
-from bench.executors import mapped
-from bench.job import Cell, Chunk
-from bench.labels import identity, label_of
-from bench.measuring import Readied, error_row, floor, floor_key, measured, start_of
-from bench.plan import Plan, Request, expected, planned, workers
+from bench import registry, store, tasks
+from bench.chunks import read_chunk, write_chunk
+from bench.executors import Executor, Lost
+from bench.job import Cell, Chunk, Readied
+from bench.labels import labels_of
+from bench.measuring import error_row, floor, floor_key, measured
+from bench.plan import Plan, Request, expected, planned
 from bench.progress import Progress
 from bench.selection import Selection
+from bench.sites import ahead, away, executor_of
 from bench.tables import Reading, Table, tables
-from bench.worker import Failure, Task
+from bench.tasks import Failure, Task, sentence
+from bench.worker import trained_per_nfe
 
 SELECTORS = ("category", "leaf", "survey", "plugin_files")
 
@@ -39,42 +42,49 @@ def execute(plan: Plan, progress: Progress) -> None:
     holds are left to it.
     """
     floor(plan)
-    train(plan, progress)
-    deferred = Work(plan, progress).through(plan.todo, wait=False)
-    if deferred:
-        progress.note(
-            f"{len(deferred)} cells are being drawn by another run on this folder; waiting for them"
-        )
-        Work(plan, progress).through(deferred, wait=True)
+    if not plan.todo:
+        return
+    with closing(executor_of(plan)) as executor:
+        train(plan, progress, executor)
+        deferred = Work(plan, progress, executor).through(plan.todo, wait=False)
+        if deferred:
+            note = "cells are being drawn by another run on this folder; waiting for them"
+            progress.note(f"{len(deferred)} {note}")
+            Work(plan, progress, executor).through(deferred, wait=True)
 
 
-def train(plan: Plan, progress: Progress) -> None:
+def train(plan: Plan, progress: Progress, executor: Executor) -> None:
     """Train what the cells left to do need, before anything is drawn: each model once, several abreast."""
     needed = {}
     for cell in plan.todo:
         if cell.images is not None:
-            budget = cell.nfe if worker.trained_per_nfe(cell, plan.site) else None
+            budget = cell.nfe if trained_per_nfe(cell, plan.site) else None
             needed.setdefault((cell.method, cell.parameters, cell.train_seed, budget), cell)
-    tasks = [Task(cell, 0, plan.site) for cell in needed.values()]
-    for left, (_, said) in enumerate(mapped(worker.train, tasks, min(workers(plan), len(tasks) or 1)), 1):
-        progress.note(f"{said}  ({len(tasks) - left} trainings to go)")
+    wanted = [Task(cell, 0, plan.site) for cell in needed.values()]
+    function = tasks.train_away if away(plan) else tasks.train
+    for left, (task, said) in enumerate(executor.map(function, wanted), 1):
+        if isinstance(said, Lost):
+            said = f"{task.cell.method} could not be trained: {said.sentence}"
+        progress.note(f"{said}  ({len(wanted) - left} trainings to go)")
 
 
 @dataclass
 class Drawn:
-    """A cell in flight: its lock, what is known of its model, and the chunks that are there."""
+    """A cell in flight: its lock, what is known of its model, the chunks that are there, and the seconds that
+    they took.
+    """
 
     lock: FileLock
     readied: Readied | None = None
     chunks: dict[int, Chunk] = field(default_factory=dict)
-    failed: bool = False
+    seconds: float = 0.0
 
 
 class Work:
     """The cells of a plan on their way through the executor."""
 
-    def __init__(self, plan: Plan, progress: Progress):
-        self.plan, self.progress = plan, progress
+    def __init__(self, plan: Plan, progress: Progress, executor: Executor):
+        self.plan, self.progress, self.executor = plan, progress, executor
         self.drawn: dict[str, Drawn] = {}
 
     def through(self, cells: Sequence[Cell], wait: bool) -> list[Cell]:
@@ -83,33 +93,40 @@ class Work:
         """
         self.deferred: list[Cell] = []
         self.progress.cells(len(cells))
+        function = tasks.draw_away if away(self.plan) else tasks.draw
         try:
-            for task, result in mapped(worker.draw, self.tasks(cells, wait), workers(self.plan)):
-                if isinstance(result, Failure):
-                    self.fail(task.cell, result.sentence)
-                else:
-                    self.take(task.cell, result)
+            for task, result in self.executor.map(function, self.tasks(cells, wait), ahead(self.plan)):
+                self.settle(task, result)
         finally:
             for drawn in self.drawn.values():
                 drawn.lock.release()
         return self.deferred
 
-    def tasks(self, cells: Sequence[Cell], wait: bool) -> Iterator[Task]:
-        """The chunks of the cells that are ours to draw, each cell's model made ready first."""
+    def tasks(self, cells: Sequence[Cell], wait: bool) -> Iterator[Task | None]:
+        """The chunks that are not there yet of the cells that are ours to draw. An adaptive method's first
+        chunk finds the tolerance of the others, which wait for it.
+        """
         for cell in cells:
+            while wait and self.drawn and self.held_elsewhere(cell):
+                yield None  # two runs that hold what the other waits for would wait for ever
             if not self.begin(cell, wait):
                 continue
             for number in cell.chunks:
-                drawn = self.drawn.get(cell.key)
-                if drawn is None or drawn.failed:
+                while number and self.adaptive(cell) and self.alive(cell) and not self.known(cell):
+                    yield None
+                if not self.alive(cell):
                     break
-                yield Task(cell, number, self.plan.site, drawn.readied.tolerance)
+                if found := read_chunk(self.plan.site.chunk_file(cell, number)):
+                    self.take(cell, found[0])
+                    continue
+                drawn, limit = self.drawn[cell.key], self.plan.request.time_limit
+                tolerance = drawn.readied and drawn.readied.tolerance
+                left = None if limit is None else max(0.0, limit - drawn.seconds)
+                yield Task(cell, number, self.plan.site, tolerance, left)
 
     def begin(self, cell: Cell, wait: bool) -> bool:
-        """Take hold of a cell and make its model ready; False where nothing is left for us to draw."""
-        work = self.plan.site.results / "work"
-        work.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(work / f"{cell.key}.lock")
+        """Take hold of a cell; False where nothing is left for us to draw."""
+        lock = self.lock_of(cell)
         try:
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
@@ -121,58 +138,83 @@ class Work:
             return False
         self.drawn[cell.key] = Drawn(lock)
         self.progress.started(cell)
-        try:
-            asked = worker.ready(cell, self.plan.site, self.progress.report)
-            if worker.uncounted(asked.model):
-                raise ValueError("its model has no counted network, so its NFE cannot be measured")
-            readied = Readied(asked.card, start_of(asked))
-            if asked.method.adaptive and cell.ask == "sample":
-                readied = Readied(asked.card, start_of(asked), *calibrate(asked, cell, self.plan.site))
-            self.drawn[cell.key].readied = readied
-        except Exception as error:
-            self.fail(cell, sentence(error))
-            return False
         return True
+
+    def lock_of(self, cell: Cell) -> FileLock:
+        work = self.plan.site.results / "work"
+        work.mkdir(parents=True, exist_ok=True)
+        return FileLock(work / f"{cell.key}.lock")
+
+    def held_elsewhere(self, cell: Cell) -> bool:
+        try:
+            with self.lock_of(cell).acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def adaptive(self, cell: Cell) -> bool:
+        known = registry.plugins(self.plan.site.plugin_files)
+        return cell.ask == "sample" and known[cell.method].declared.get("adaptive", False)
+
+    def alive(self, cell: Cell) -> bool:
+        """Whether a cell is still to be drawn: it has neither failed nor been measured."""
+        return cell.key in self.drawn
+
+    def known(self, cell: Cell) -> Readied | None:
+        return self.drawn[cell.key].readied
 
     def answered(self, cell: Cell) -> bool:
         done = store.answered(self.plan.site.results)
         return all((cell.key, name) in done for name in expected(self.plan, cell))
 
+    def settle(self, task: Task, result: Chunk | bytes | Failure | Lost) -> None:
+        """A task came to its end, or to one."""
+        cell = task.cell
+        if not self.alive(cell):
+            return  # it failed by another chunk
+        if isinstance(result, bytes):  # drawn on another machine
+            path = self.plan.site.chunk_file(cell, task.number)
+            write_chunk(path, result)
+            found = read_chunk(path)
+            result = found[0] if found else Lost("a chunk was damaged on its way; run again to draw it anew")
+        if isinstance(result, Chunk):
+            self.take(cell, result)
+        else:
+            self.fail(cell, result.sentence, getattr(result, "readied", None))
+
     def take(self, cell: Cell, chunk: Chunk) -> None:
         """A chunk has been drawn; after the last one the cell is measured."""
-        drawn = self.drawn[cell.key]
+        drawn, limit = self.drawn[cell.key], self.plan.request.time_limit
         drawn.chunks[chunk.number] = chunk
+        drawn.seconds += chunk.seconds
+        drawn.readied = drawn.readied or chunk.readied
         self.progress.advanced(cell, len(drawn.chunks), len(cell.chunks))
-        if drawn.failed or len(drawn.chunks) < len(cell.chunks):
+        if limit is not None and drawn.seconds > limit:
+            self.fail(cell, f"it took {drawn.seconds:.0f} s, more than its time limit of {limit:g} s")
             return
+        if len(drawn.chunks) < len(cell.chunks):
+            return
+        chunks = [drawn.chunks[number] for number in cell.chunks]
         try:
-            rows = measured(self.plan, cell, list(drawn.chunks.values()), drawn.readied)
+            rows = measured(self.plan, cell, chunks, chunks[0].readied)
         except (ValueError, FloatingPointError, click.ClickException) as error:
             self.fail(cell, sentence(error))
             return
-        store.append(self.plan.site.results, rows)
+        done = set() if self.plan.request.again else store.answered(self.plan.site.results)
+        new = [row for row in rows if (row.key, row.metric) not in done]  # a kill may have left some of them
+        store.append(self.plan.site.results, new)
         self.let_go(cell, ", ".join(f"{row.metric} {row.value:.4g}" for row in rows))
 
-    def fail(self, cell: Cell, why: str) -> None:
+    def fail(self, cell: Cell, why: str, readied: Readied | None = None) -> None:
         """A row that says why there is no number; it answers nothing, so the next run tries again."""
-        drawn = self.drawn.get(cell.key)
-        if drawn is None or drawn.failed:
-            return
-        drawn.failed = True
-        store.append(self.plan.site.results, [error_row(self.plan, cell, why, drawn.readied)])
+        readied = readied or self.drawn[cell.key].readied
+        store.append(self.plan.site.results, [error_row(self.plan, cell, why, readied)])
         self.let_go(cell, f"failed: {why}")
 
     def let_go(self, cell: Cell, said: str) -> None:
         shutil.rmtree(self.plan.site.chunk_file(cell, 0).parent, ignore_errors=True)
         self.drawn.pop(cell.key).lock.release()
         self.progress.finished(cell, said)
-
-
-def sentence(error: Exception) -> str:
-    """An error as one line for a person."""
-    if isinstance(error, click.ClickException):
-        return error.message
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
 
 
 @dataclass(frozen=True)
@@ -193,7 +235,6 @@ def results(plan: Plan) -> Results:
     keys = keys_of(plan)
     known = registry.plugins(plan.site.plugin_files)
     rows = [row for row in store.read(plan.site.results) if row["key"] in keys]
-    labels = label_of(rows, known)
-    baselines = {labels[identity(row)] for row in rows if row["method"] in plan.baselines}
+    baselines = {label for label, row in zip(labels_of(rows, known), rows) if row["method"] in plan.baselines}
     found = tables(rows, Reading(plan.site.results, known, everyone=True))
     return Results(found, frozenset(baselines), [row for row in rows if row["error"]])

@@ -1,39 +1,97 @@
 """The results folder: append-only rows.jsonl, the protocols the rows refer to, and both as a data frame."""
 
+import errno
+import gc
+import hashlib
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import click
 
-from bench.cache import write_json
+from bench.cache import flush_folder, write_json
 from bench.job import SCHEMA, Row
 
 FIELDS = set(Row.__dataclass_fields__)
+NUMBERS = {int, float}
+TYPES: dict[str, tuple[type, ...]] = {  # of the fields that every row has; later ones may be absent
+    **dict.fromkeys(
+        ("key", "method", "data", "base", "base_id", "ask", "protocol", "metric", "start"), (str,)
+    ),
+    **dict.fromkeys(("source", "device", "host", "commit", "time"), (str,)),
+    **dict.fromkeys(("version", "train_seed", "budget", "seed", "samples", "threads"), (int,)),
+    **dict.fromkeys(("parameters", "details", "versions"), (dict,)),
+    **dict.fromkeys(("value", "nfe", "nfe_max", "seconds", "memory"), (int, float, type(None))),
+    **dict.fromkeys(("extra", "jvps", "vjps", "train_seconds", "train_images", "train_rows"), (int, float)),
+    "images": (int, type(None)),
+    "replicates": (list,),
+    "error": (str, type(None)),
+}
+PLAIN = re.compile(r"\w[\w-]{0,63}", re.ASCII)  # a key, a protocol: a file's name, never a path
+BATCH = 500  # lines parsed at once
+SUMS = "rows.sha256"  # a checksum a row, by which `bench verify` tells a row that was changed since
 
 
 def append(folder: Path, rows: Iterable[Row]) -> None:
-    """Append rows under a lock and flush them to disk; a torn last line, left by a kill or a full disk, is
-    cut off first.
+    """Append rows under a lock and flush them to disk: all of them or, where that fails, none. A torn last
+    line, left by a kill or a full disk, is cut off first.
     """
     from filelock import FileLock
 
-    text = "".join(row.line() + "\n" for row in rows).encode()
-    if not text:
+    lines = [row.line().encode() for row in rows]
+    if not lines:
         return
+    text = b"".join(line + b"\n" for line in lines)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"), (folder / "rows.jsonl").open("a+b") as file:
         start = whole_length(file)
         file.truncate(start)
+        record_sums(folder, lines)  # first: a row without its sum is damage, a sum without its row is not
         try:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+            if (length := os.fstat(file.fileno()).st_size) != start + len(text):
+                raise OSError(errno.EIO, f"it has {length} bytes and not {start + len(text)}", file.name)
         except OSError:
-            file.truncate(start)  # all of a cell's rows or none
+            file.truncate(start)
             raise
+        if not start:
+            flush_folder(folder)
+
+
+def record_sums(folder: Path, lines: Iterable[bytes]) -> None:
+    """Note the checksums of lines about to be appended; the first time, of all that is there already."""
+    path = folder / SUMS
+    before = [] if path.exists() else whole_lines(folder)
+    with path.open("a+b") as file:
+        file.truncate(whole_length(file))
+        file.write(b"".join(sum_of(line).encode() + b"\n" for line in [*before, *lines]))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sum_of(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()[:16]
+
+
+def sums(folder: Path) -> set[str] | None:
+    """The checksums of every line that was appended; None where nobody took any."""
+    path = folder / SUMS
+    return set(path.read_text("ascii", "replace").split()) if path.exists() else None
+
+
+def whole_lines(folder: Path) -> Iterator[bytes]:
+    """The lines of rows.jsonl one by one, but what follows the last line's end, which is torn, or nothing."""
+    path = folder / "rows.jsonl"
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (line[:-1] for line in file if line.endswith(b"\n"))
 
 
 def whole_length(file) -> int:
@@ -56,33 +114,89 @@ def read(folder: Path) -> list[dict]:
     A torn last line is passed over; a damaged line elsewhere is an error that says where.
     """
     path = folder / "rows.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line's end is torn, or nothing
     kept: dict[tuple, dict] = {}
-    for number, line in enumerate(lines, 1):
-        row = parsed(line, path, number)
-        if row["error"] is None:
-            kept.pop((row["key"], None), None)
-            kept[row["key"], row["metric"]] = row
-        elif (row["key"], row["metric"]) not in kept:
-            kept[row["key"], None] = row
+    with uncollected():
+        for row in rows_of(whole_lines(folder), path):
+            if row["error"] is None:
+                kept.pop((row["key"], None), None)
+                kept[row["key"], row["metric"]] = row
+            elif (row["key"], row["metric"]) not in kept:
+                kept[row["key"], None] = row
     return list(kept.values())
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside the block nobody looks for garbage: rows have no cycles, and looking through millions of their
+    numbers again and again takes as long as reading them.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def rows_of(lines: Iterable[bytes], path: Path, first: int = 1) -> Iterator[dict]:
+    """The rows of these lines, the first being number `first` of the file; an error that names a damaged one.
+
+    Rows whose fields have names and types that were found sound before are not looked through again.
+    """
+    sound: set[tuple] = set()
+    lines = iter(lines)
+    while batch := list(islice(lines, BATCH)):
+        for number, (line, row) in enumerate(zip(batch, together(batch)), first):
+            shape = (*row, *map(type, row.values()))
+            seen = shape in sound and row.get("schema") == SCHEMA
+            if not seen or not NUMBERS.issuperset(map(type, row["replicates"])):
+                row = parsed(line, path, number)
+                sound.add(shape)
+            yield row
+        first += len(batch)
+
+
+def together(lines: Sequence[bytes]) -> list[dict]:
+    """The lines parsed as one text, in which they share the strings of their names; {} for each of them where
+    any is damaged.
+    """
+    try:
+        found = json.loads(b"[" + b",0,".join(lines) + b"]")  # two halves of rows make none across a 0
+    except (ValueError, RecursionError):
+        return [{}] * len(lines)
+    rows = found[::2]
+    whole = len(rows) == len(lines) and not any(found[1::2]) and {dict}.issuperset(map(type, rows))
+    return rows if whole else [{}] * len(lines)
 
 
 def parsed(line: bytes, path: Path, number: int) -> dict:
     """A line as a row; an error that names the line where it is none."""
+    where = f"{path}, line {number}"
     try:
         row = json.loads(line)
-    except ValueError:
-        raise click.ClickException(f"{path}, line {number} is damaged: remove it, and run again.") from None
+    except (ValueError, RecursionError):
+        repair = f"`bench verify {path.parent} --repair` moves it aside, and the next run measures it again"
+        raise click.ClickException(f"{where} is damaged: {repair}.") from None
     if not isinstance(row, dict) or not FIELDS.issuperset(row) or "key" not in row:
-        raise click.ClickException(f"{path}, line {number} is not a row of this version.")
+        raise click.ClickException(f"{where} is not a row of this version.")
     if row.get("schema") != SCHEMA:
-        raise click.ClickException(
-            f"{path}, line {number} has schema {row.get('schema')}; this version reads {SCHEMA}."
-        )
+        raise click.ClickException(f"{where} has schema {row.get('schema')!r}; this version reads {SCHEMA}.")
+    if fault := fault_of(row):
+        raise click.ClickException(f"{where} {fault}.")
     return row
+
+
+def fault_of(row: dict) -> str | None:
+    """What is wrong with the fields of a row, as the end of a sentence."""
+    for name, types in TYPES.items():
+        if name not in row:
+            return f"lacks {name}"
+        if not isinstance(row[name], types):
+            return f"has {row[name]!r:.60} as its {name}"
+    if not NUMBERS.issuperset(map(type, row["replicates"])):
+        return "has replicates that are not numbers"
+    return "has neither a value nor an error" if row["error"] is None and row["value"] is None else None
 
 
 class Answers:
@@ -107,8 +221,8 @@ class Answers:
                 self.forget(stat.st_ino)
             file.seek(self.end)
             more = file.read()
-        for line in more.split(b"\n")[:-1]:
-            row = parsed(line, self.path, self.lines + 1)
+        lines = more.split(b"\n")[:-1]
+        for line, row in zip(lines, rows_of(lines, self.path, self.lines + 1)):
             self.lines, self.end = self.lines + 1, self.end + len(line) + 1
             if row["error"] is None:
                 self.pairs.add((row["key"], row["metric"]))
@@ -142,7 +256,10 @@ def record_protocol(folder: Path, fingerprint: str, facts: dict) -> None:
 @lru_cache
 def protocol(folder: Path, fingerprint: str) -> dict:
     """What a fingerprint stands for; empty where the folder does not say."""
-    try:
-        return json.loads((folder / "protocols" / f"{fingerprint}.json").read_text())
-    except (OSError, ValueError):
+    if not PLAIN.fullmatch(fingerprint):
         return {}
+    try:
+        facts = json.loads((folder / "protocols" / f"{fingerprint}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

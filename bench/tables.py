@@ -1,13 +1,13 @@
 """Tables of what was measured, from rows alone: methods down, budgets across, one table a metric."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
 from bench import registry, store
-from bench.labels import identity, label_of
+from bench.labels import labels_of
 from bench.metrics.names import METRICS, parse
 from bench.protocol import described, difference
 from bench.registry import Plugin
@@ -15,6 +15,7 @@ from bench.statistics import bias_corrected, stderr, ties
 
 FLOOR = "real data"
 LIKELIHOODS = ("nll", "nll_excess")
+Labelled = tuple[str, dict]  # a row, and the line it stands in
 
 
 @dataclass(frozen=True)
@@ -71,26 +72,31 @@ def tables(rows: Sequence[dict], reading: Reading | None = None, metrics: Sequen
     """
     reading = reading or Reading()
     found = []
-    for data in dict.fromkeys(row["data"] for row in rows):
-        here = [row for row in rows if row["data"] == data]
-        labels = label_of(here, reading.known)
-        good = [row for row in here if row["error"] is None]
-        for group in column_groups(good):
+    by_data: dict[str, list[dict]] = {}
+    for row in rows:
+        by_data.setdefault(row["data"], []).append(row)
+    for data, here in by_data.items():
+        labelled = list(zip(labels_of(here, reading.known), here))
+        bad = [pair for pair in labelled if pair[1]["error"]]
+        good = [pair for pair in labelled if pair[1]["error"] is None]
+        by_column: dict[str, list[Labelled]] = {}
+        for pair in good:
+            by_column.setdefault(pair[1]["metric"], []).append(pair)
+        for group in column_groups(by_column):
             if metrics and not {parse(group[0])[0], *group} & set(metrics):
                 continue
-            mine = [row for row in good if row["metric"] in group]
-            failures = [row for row in here if row["error"] and row["ask"] == mine[0]["ask"]]
-            listed = here if (reading.everyone and group[0].startswith("nll[")) or group == ["nll"] else []
-            found.append(table(data, group, mine, failures, labels, listed, reading))
+            mine = by_column[group[0]] if len(group) == 1 else [p for p in good if p[1]["metric"] in group]
+            failures = [pair for pair in bad if pair[1]["ask"] == mine[0][1]["ask"]]
+            everyone = (reading.everyone and group[0].startswith("nll[")) or group == ["nll"]
+            found.append(table(data, group, mine, failures, labelled if everyone else [], reading))
     return found
 
 
-def column_groups(rows: Sequence[dict]) -> list[list[str]]:
+def column_groups(columns: Collection[str]) -> list[list[str]]:
     """The columns of each table: one, but all kinds of likelihood side by side, never compared."""
     order = list(METRICS)
-    columns = sorted({row["metric"] for row in rows}, key=lambda c: (order.index(parse(c)[0]), c))
     groups: dict[str, list[str]] = {}
-    for column in columns:
+    for column in sorted(columns, key=lambda c: (order.index(parse(c)[0]), c)):
         base = parse(column)[0]
         groups.setdefault(base if base in LIKELIHOODS else column, []).append(column)
     return list(groups.values())
@@ -99,24 +105,24 @@ def column_groups(rows: Sequence[dict]) -> list[list[str]]:
 def table(
     data: str,
     columns: list[str],
-    rows: list[dict],
-    failures: list[dict],
-    labels: dict[tuple, str],
-    listed: Sequence[dict],
+    measured: Sequence[Labelled],
+    failures: Sequence[Labelled],
+    listed: Sequence[Labelled],
     reading: Reading,
 ) -> Table:
-    """One table of the given rows; `listed` rows give lines of their own even where nothing was measured."""
+    """One table of what was measured; `listed` rows give lines of their own even where nothing was."""
     metric = parse(columns[0])[0]
-    floors = [row for row in rows if row["method"] == FLOOR]
-    rows = [row for row in rows if row["method"] != FLOOR]
+    floors = [row for _, row in measured if row["method"] == FLOOR]
+    measured = [pair for pair in measured if pair[1]["method"] != FLOOR]
+    rows = [row for _, row in measured]
     refuse_mixed(rows, reading.folder)
     grouped: dict[tuple[str, int], list[dict]] = {}
-    for row in rows:
-        grouped.setdefault((labels[identity(row)], row["budget"]), []).append(row)
+    for label, row in measured:
+        grouped.setdefault((label, row["budget"]), []).append(row)
     entries = {place: merged(members) for place, members in grouped.items()}
-    failed = {(labels[identity(row)], row["budget"]): row["error"] for row in failures}
+    failed = {(label, row["budget"]): row["error"] for label, row in failures}
     methods = {
-        labels[identity(row)]: row["method"] for row in [*rows, *failures, *listed] if row["method"] != FLOOR
+        label: row["method"] for label, row in (*measured, *failures, *listed) if row["method"] != FLOOR
     }
     floor = merged(floors[:1]) if floors else None
     return Table(
@@ -188,7 +194,7 @@ def merged(rows: Sequence[dict]) -> Entry:
     columns = zip(*(row["replicates"] for row in rows), strict=True)
     return Entry(
         value=sum(row["value"] for row in rows) / n,
-        replicates=tuple(sum(column) / n for column in columns),
+        replicates=tuple(total / n for total in map(sum, columns)),
         nfe=sum(row["nfe"] or 0.0 for row in rows) / n,
         nfe_max=max(row["nfe_max"] or 0.0 for row in rows),
         samples=rows[0]["samples"],

@@ -1,35 +1,37 @@
-"""The work on one chunk: whoever has the cell's facts and the cache can draw it, on any machine, twice
-without harm.
+"""A cell's question put to its method: whoever has the cell's facts and the cache can draw any of its chunks,
+on any machine, twice without harm.
 """
 
 import json
 import math
+import platform
 import resource
 import time
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
+import click
 import torch
 from torch import Tensor, nn
 
-from bench import bases, exactness, registry
-from bench.chunks import read_chunk, write_chunk
+from bench import bases, registry, specs
 from bench.data import Data, load
-from bench.diffusion.counting import OverBudget, counters, counting
+from bench.diffusion.counting import counters, counting
 from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.execution import PLAIN, Execution, arithmetic, keep_memory, placed
+from bench.diffusion.guidance import drawn, labelled, told
 from bench.diffusion.schedule import SCHEDULES
 from bench.diffusion.training import seeded
 from bench.job import Cell, Chunk
-from bench.method import Method
+from bench.method import OWN, Method
 
 SLACK = 2.0  # what a single chunk of an adaptive method may take: the budget holds for the mean over chunks
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a run works. No number depends on it but through the device and the thread count, which rows
-    record.
+    """Where a run works and how. No number depends on it but through the device and the thread count, which
+    rows record, and the precision, which is in the protocol.
     """
 
     results: Path
@@ -38,27 +40,10 @@ class Site:
     micro_batch: int | None = None
     plugin_files: tuple[Path, ...] = ()
     minutes: float | None = None
+    execution: Execution = PLAIN
 
     def chunk_file(self, cell: Cell, number: int) -> Path:
         return self.results / "work" / cell.key / f"{number}.safetensors"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One chunk of a cell to draw; `tolerance` is an adaptive method's, found for the cell."""
-
-    cell: Cell
-    number: int
-    site: Site
-    tolerance: float | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a chunk was not drawn, in one sentence."""
-
-    cell: Cell
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +69,9 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
     flow = (base["denoiser"] if plugin.recipes[1:] else base) if plugin.from_prior else None
     card = {"sha256": cell.base_id, "images": 0, "seconds": 0.0, "rows": 0}
     if "train" not in plugin.abilities:
-        return Ready(method, method.build(base, data, cell.nfe).to(site.device), data, card, flow)
+        return Ready(method, placed(method.build(base, data, asked_nfe(cell)), site.device), data, card, flow)
+    if base is not None and labelled(base):
+        raise click.ClickException(f"{cell.method} trains on its base, which cannot be one with classes.")
     facts = {
         "method": cell.method,
         "version": cell.version,
@@ -115,10 +102,25 @@ def bases_of(plugin: registry.Plugin, method: Method, cell: Cell, site: Site) ->
     for name in plugin.recipes:
         spec = cell.base if name == "denoiser" else name
         model, _ = bases.shared(spec, cell.data, cell.train_seed, site.device)
-        models[name] = (
-            model.under(SCHEDULES[method.schedule or method.schedules[0]]()) if name == "denoiser" else model
-        )
+        models[name] = seen_by(method, model) if name == "denoiser" else model
     return nn.ModuleDict(models) if len(models) > 1 else next(iter(models.values()), None)
+
+
+def seen_by(method: Method, base: Denoiser) -> Denoiser:
+    """The base under the method's schedule; `own` is the one it came with, if the method is for its kind."""
+    name = method.schedule or method.schedules[0]
+    if name != OWN:
+        return base.under(SCHEDULES[name]())
+    explodes = float(base.schedule.alpha(base.schedule.t_max)) == 1
+    if not {"ve", "edm"} & set(method.schedules) if explodes else not {"vp", "ddpm"} & set(method.schedules):
+        kind = "explodes" if explodes else "preserves variance"
+        raise click.ClickException(f"the base's own process {kind}, for which the method is not defined.")
+    return base
+
+
+def asked_nfe(cell: Cell) -> int:
+    """The evaluations of the base that a method may ask for: half the budget where each takes two rows."""
+    return cell.nfe // specs.parsed(cell.base).rows
 
 
 def built(method: Method, base: nn.Module | None, data: Data, nfe: int, seed: int) -> nn.Module:
@@ -128,53 +130,9 @@ def built(method: Method, base: nn.Module | None, data: Data, nfe: int, seed: in
         return method.build(base, data, nfe)
 
 
-@lru_cache(maxsize=1)
-def remembered(cell: Cell, site: Site) -> Ready:
-    """`ready` for the many chunks of one cell."""
-    return ready(cell, site)
-
-
 def trained_per_nfe(cell: Cell, site: Site) -> bool:
     """Whether the cell's method trains a model of its own for each budget."""
     return registry.plugins(site.plugin_files)[cell.method].declared.get("per_nfe", False)
-
-
-def train(task: Task) -> str:
-    """Train the model of a cell, or find it trained, and say so; a failure comes again with the cell."""
-    torch.set_num_threads(task.site.threads)
-    name = task.cell.method + (f" for {task.cell.nfe} NFE" if trained_per_nfe(task.cell, task.site) else "")
-    try:
-        card = ready(task.cell, task.site).card
-    except Exception as error:
-        return f"{name} could not be trained: {type(error).__name__}: {str(error).splitlines()[:1]}"
-    return f"{name}: trained on {card['images']:,} images in {card['seconds']:.0f} s"
-
-
-def draw(task: Task) -> Chunk | Failure:
-    """Draw a chunk into its file, unless it lies there whole, and say what it cost. Never raises for what a
-    method does wrong.
-    """
-    cell, site = task.cell, task.site
-    path = site.chunk_file(cell, task.number)
-    found = read_chunk(path)
-    if found is not None:
-        return found[0]
-    torch.set_num_threads(site.threads)
-    try:
-        asked = remembered(cell, site)
-        tensors, chunk = ask(asked, cell, task.number, site, task.tolerance)
-        if cell.ask == "sample" and asked.data.exact is not None and asked.flow is not None:
-            start = asked.method.start(asked.model, cell.chunk, seeded(cell.seed, task.number), site.device)
-            tensors |= exactness.distances(asked.flow, start, tensors["samples"], asked.data)
-    except OverBudget as error:
-        return Failure(cell, f"over budget: {error}")
-    except MemoryError as error:
-        return Failure(cell, str(error))
-    except Exception as error:
-        text = str(error).splitlines()[0] if str(error) else "no reason given"
-        return Failure(cell, f"{type(error).__name__}: {text}")
-    write_chunk(path, tensors, chunk)
-    return chunk
 
 
 def ask(
@@ -192,6 +150,7 @@ def ask(
     if tolerance is not None:
         method = replace(method, tolerance=tolerance)
     micro_batch = site.micro_batch or default_micro_batch(data, site.device)
+    keep_memory()
     question = sample if cell.ask == "sample" else likelihood
     slack = SLACK if method.adaptive and cell.ask == "sample" else 1.0
     while True:
@@ -199,24 +158,45 @@ def ask(
         allowed = allowance or math.floor(cell.nfe * n * slack)
         started = time.perf_counter()
         try:
-            with torch.no_grad(), counting(model, allowed, micro_batch) as tallies:
+            with (
+                torch.no_grad(),
+                arithmetic(site.execution.precision, site.device),
+                counting(model, allowed, micro_batch, site.execution) as tallies,
+            ):
                 tensors = question(method, model, data, cell, number, site.device)
                 if site.device.startswith("cuda"):
                     torch.cuda.synchronize()
             break
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            out_of_memory = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-            if not out_of_memory:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
                 raise
             if micro_batch <= 1:
                 raise MemoryError("out of memory even at one row a time") from None
             micro_batch //= 2
-    spent, extra = tallies["nfe"], tallies["extra"]
-    seconds = time.perf_counter() - started
-    chunk = Chunk(
-        number, n, spent.rows, spent.jvps, spent.vjps, extra.rows, seconds, peak_memory(site.device)
-    )
+    spent, extra, guide = tallies["nfe"], tallies["extra"], tallies["guide"]
+    seconds, memory = time.perf_counter() - started, peak_memory(site.device)
+    vjps, more = spent.vjps + guide.vjps, extra.rows + guide.rows
+    chunk = Chunk(number, n, spent.rows, spent.jvps, vjps, more, seconds, memory)
     return tensors, chunk
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, in the words of torch on a GPU, on Linux or elsewhere, or in Python's."""
+    said = str(error).lower()
+    told = any(f"{word} memory" in said for word in ("not enough", "can't allocate", "cannot allocate"))
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def start_of(asked: Ready) -> str:
+    """What a method's samples start from; only methods of one start are paired."""
+    schedule = getattr(asked.model, "schedule", None)
+    if schedule is None:
+        return type(asked.model).__name__
+    return f"normal, sigma {float(schedule.sigma(schedule.t_max)):.4g}"
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
 
 
 def seed_all(cell: Cell, number: int) -> torch.Generator:
@@ -232,15 +212,16 @@ def sample(
 ) -> dict[str, Tensor]:
     generator = seed_all(cell, number)
     x = method.start(model, cell.chunk, generator, device)
-    samples = method.sample(model, x, cell.nfe)
+    with told(model, drawn(cell.chunk, generator)):
+        samples = method.sample(model, x, asked_nfe(cell))
     if tuple(samples.shape) != (cell.chunk, *data.shape):
         raise ValueError(f"samples have shape {tuple(samples.shape)} instead of {(cell.chunk, *data.shape)}")
     broken = int((~samples.isfinite().flatten(1).all(1)).sum())
     if broken:
         raise FloatingPointError(f"{broken:,} of {cell.chunk:,} samples are not finite")
     own = load(cell.data)  # which the method may have seen as another kind
-    samples = own.back(samples.cpu(), data.kind)[: len(cell.rows_of(number))]  # a last chunk is drawn whole
-    stored = own.quantise(samples)
+    samples = own.back(samples, data.kind)[: len(cell.rows_of(number))]  # a last chunk is drawn whole
+    stored = own.quantise(samples).cpu()  # a byte a value comes from the GPU
     return {"samples": stored.contiguous()}
 
 
@@ -252,7 +233,9 @@ def likelihood(
     x = data.scale(data.test[rows.start : rows.stop])
     if data.levels and method.dequantise == "uniform":
         x = x + (torch.rand(x.shape, generator=generator) * 2 - 1) / (data.levels - 1)
-    nats = getattr(method, cell.ask)(model, x.to(device), cell.nfe)
+    labels = None if data.test_labels is None else data.test_labels[rows.start : rows.stop]
+    with told(model, lambda shares: labels):
+        nats = getattr(method, cell.ask)(model, x.to(device), cell.nfe)
     terms = dict(nats) if isinstance(nats, dict) else {"nll": nats}
     stderr = terms.pop("stderr", None)
     if data.kind == "tokens" != load(cell.data).kind:  # of probabilities, and not of densities as of images

@@ -2,15 +2,17 @@
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 from running import ROOT, SMALL, bench, facts, ran
 
-from bench import bases, store
+from bench import bases, store, tasks
 
 
 def test_a_torn_last_row_is_healed_and_nothing_before_it_is_lost(tmp_path):
@@ -98,3 +100,124 @@ def test_a_truncated_checkpoint_is_said_and_trained_again(tmp_path, monkeypatch)
     second = bench("run", *words, *SMALL, results=tmp_path / "b")
     assert "is not a whole safetensors file" in second.output and "trained again" in second.output
     assert first.splitlines()[2:] == second.output.split("again.\n")[1].splitlines()[2:]
+
+
+WRONG = '''"""A sampler that does what its parameter says."""
+
+import os
+import signal
+import time
+
+from bench.method import Method
+
+
+class Wrong(Method):
+    """Wrong"""
+
+    paper = "arXiv:2206.00364"
+    leaf = "ode_solver"
+
+    how: str = "hang"
+
+    def sample(self, denoiser, x, nfe):
+        if self.how == "hang":
+            time.sleep(600)
+        if self.how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise SystemExit(3)
+'''
+
+
+@pytest.mark.parametrize(
+    "how, options, why",
+    [
+        ("hang", ["--time-limit", "5"], "it was stopped after 5 s, the end of its time limit"),
+        ("die", ["--workers", "2"], "its worker died 2 times (killed by SIGKILL"),
+        ("leave", [], "SystemExit: 3"),
+    ],
+)
+def test_a_method_that_takes_its_worker_along_is_a_failed_row_and_no_more(how, options, why, tmp_path):
+    plugin = tmp_path / "wrong.py"
+    plugin.write_text(WRONG)
+    words = ["run", f"wrong:how={how}", "ddim", "--plugin", plugin, "--data", "mixture2d", "--metric", "fid"]
+    result = bench(*words, *SMALL, "--nfe", "4", *options, results=tmp_path / "runs")
+    assert result.exit_code == 1 and "Traceback" not in result.output, result.output
+    rows = {row["method"]: row for row in store.read(tmp_path / "runs")}
+    assert why in rows["wrong"]["error"] and rows["ddim"]["value"] is not None
+
+
+def test_a_cell_is_stopped_by_what_its_chunks_took_together(tmp_path):
+    words = ["run", "ddim", "--data", "mixture2d", "--samples", "1100", "--nfe", "4", "--quiet"]
+    result = bench(*words, "--time-limit", "0.000001", "--metric", "fid", results=tmp_path)
+    assert result.exit_code == 1 and "time limit" in store.read(tmp_path)[-1]["error"]
+
+
+@contextmanager
+def room_for(size: int):
+    """Inside the block no file grows beyond `size` bytes: the nearest to a full disk that needs no disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room, what", [(100, "rows"), (-3000, "a chunk")])
+def test_a_full_disk_stops_the_run_with_one_sentence_and_what_was_done_stays(room, what, tmp_path):
+    words = ["run", "ddim", "--data", "mixture2d", "--samples", "1100", "--metric", "fid", "--quiet"]
+    assert bench(*words, "--nfe", "4", results=tmp_path).exit_code == 0
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    with room_for(len(before) + room):
+        result = bench(*words, "--nfe", "5", results=tmp_path)
+    assert result.exit_code == 1 and "File too large" in result.output and "run again" in result.output, what
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+    assert not list(tmp_path.rglob("*.part"))
+    assert bench(*words, "--nfe", "4,5", results=tmp_path).exit_code == 0
+    assert bench("verify", tmp_path).exit_code == 0
+
+
+def test_rows_of_a_cell_that_a_kill_cut_in_two_are_not_there_twice(tmp_path):
+    words = ["ddim", "--data", "mixture2d"]
+    ran(*words, results=tmp_path)
+    whole = facts(tmp_path)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    ran(*words, results=tmp_path)
+    assert facts(tmp_path) == whole and len(path.read_bytes().splitlines()) == len(whole)
+
+
+def test_a_run_goes_on_from_chunks_that_are_there_and_draws_damaged_ones_again(tmp_path, monkeypatch):
+    words = [
+        "run",
+        "rk45",
+        "--data",
+        "mixture2d",
+        "--samples",
+        "1100",
+        "--nfe",
+        "20",
+        "--quiet",
+        "--metric",
+        "fid",
+    ]
+    assert bench(*words, results=tmp_path / "whole").exit_code == 0
+    drawn = []
+
+    def stopped(task):
+        drawn.append(task.number)
+        if task.number == 2:
+            raise KeyboardInterrupt
+        return draw(task)
+
+    draw = tasks.draw
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "draw", stopped)
+        assert bench(*words, results=tmp_path / "cut").exit_code == 130
+    (work,) = (tmp_path / "cut" / "work").glob("*/")
+    (work / "1.safetensors").write_bytes(b"damaged")
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "draw", lambda task: drawn.append(task.number) or draw(task))
+        assert bench(*words, results=tmp_path / "cut").exit_code == 0
+    assert drawn == [0, 1, 2, 1, 2]  # the tolerance that chunk 0 found lies in its file
+    assert facts(tmp_path / "cut") == facts(tmp_path / "whole")

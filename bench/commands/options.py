@@ -8,6 +8,11 @@ RESULTS = click.option(
     "--results", type=click.Path(path_type=Path), default=Path("runs"), help="Results folder [runs]."
 )
 REFERENCE = click.option("--reference", is_flag=True, help="The committed results instead of runs/.")
+STATISTICS = click.option(
+    "--statistics",
+    type=click.Path(path_type=Path),
+    help="Moments to compare with (.npz: mu, sigma); the training images' otherwise.",
+)
 FORMAT = click.option(
     "--format",
     "style",
@@ -28,11 +33,33 @@ TABLE_FORMAT = click.option(
 COMMITTED = Path(__file__).resolve().parents[2] / "results"
 
 
+def code_runs(context: click.Context, parameter: click.Parameter, files: tuple[Path, ...]):
+    """Say, once a command, that these files are programs: the callback of a --plugin that imports them."""
+    if files:
+        names = ", ".join(str(path) for path in files)
+        click.echo(f"Plugins are code, which runs as you: {names}.", err=True)
+    return files
+
+
 def folder_of(results: Path, reference: bool) -> Path:
     """The results folder that is meant; ClickException where the committed one did not come along."""
     if reference and not COMMITTED.is_dir():
         raise click.ClickException("the committed results lie in a checkout only; give --results FOLDER.")
     return COMMITTED if reference else results
+
+
+class Size(click.ParamType):
+    """`4MB`: a number of bytes, at least one."""
+
+    name = "size"
+
+    def convert(self, value, param, context):
+        from bench.diffusion.pieces import bytes_of
+
+        try:
+            return value if isinstance(value, int) else bytes_of(value)
+        except ValueError as error:
+            self.fail(str(error), param, context)
 
 
 class Numbers(click.ParamType):

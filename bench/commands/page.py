@@ -50,7 +50,9 @@ def argument(one: click.Argument) -> str:
 
 def option(one: click.Option) -> str:
     """A line of the table: its names, what it takes, what it does, and its default."""
-    names = ", ".join(f"`{name}{'' if one.is_flag else ' ' + value_of(one)}`" for name in one.opts)
+    names = ", ".join(
+        f"`{name}{'' if one.is_flag else ' ' + value_of(one)}`" for name in [*one.opts, *one.secondary_opts]
+    )
     says = one.help or ""
     if one.show_default and not one.is_flag and isinstance(one.default, str | int | float):
         says = f"{says} [{one.default}]".strip()
@@ -64,7 +66,7 @@ def value_of(one: click.Option) -> str:
         return one.metavar
     if isinstance(one.type, click.Choice):
         return "/".join(one.type.choices)
-    return {"integer": "N", "integer range": "N", "float": "X", "numbers": "N,..."}.get(
+    return {"integer": "N", "integer range": "N", "float": "X", "float range": "X", "numbers": "N,..."}.get(
         one.type.name, one.type.name.upper()
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from bench.commands.options import FORMAT, REFERENCE, RESULTS, TABLE_FORMAT, Numbers, folder_of
+from bench.store import uncollected
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
@@ -23,6 +24,7 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 @click.option("--stale", is_flag=True, help="Fail if the written tables are not what the rows give.")
 @TABLE_FORMAT
 @RESULTS
+@uncollected()
 def table(
     category, data, metrics, nfe, protocol, reference, published, long_form, write, stale, style, results
 ) -> None:

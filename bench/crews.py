@@ -1,0 +1,272 @@
+"""Workers for `executors`: processes of this machine, and actors of a Ray cluster.
+
+A crew hires hands. A hand is one worker, which says first that it is up and then answers one task after the
+other; whatever it does or suffers is learnt from its `answers`: a list, or `Died`.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from signal import SIG_IGN, SIGINT, Signals, signal
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import click
+
+from bench.cache import Shelf, cache_dir
+
+UP = "up"  # what a worker says before it works
+LOOK = 2.0  # seconds between two looks at the nodes of a cluster
+
+
+class Died(Exception):
+    """A worker is no more; the message says how it ended."""
+
+
+class Hand(Protocol):
+    """One worker. An answer is UP, or whether a function came to its end, and what it gave or raised."""
+
+    def send(self, function: Callable, task: object) -> None: ...
+
+    def answers(self) -> list: ...
+
+    def kill(self) -> None: ...
+
+
+class Crew(Protocol):
+    """Where workers come from: as many as there is `room` for, each with a place of its own, and with the
+    function that it will be asked first. `hint` says what to do where they die before they have begun.
+    """
+
+    hint: str
+
+    def room(self) -> int: ...
+
+    def hire(self, place: int, function: Callable) -> Hand: ...
+
+    def wait(self, hands: Sequence[Hand], seconds: float | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def answered(function: Callable, *words: object) -> tuple[bool, object]:
+    """Whether the function came to its end, and what it gave or raised."""
+    try:
+        return True, function(*words)
+    except Exception as error:
+        return False, error
+
+
+class Processes:
+    """Processes of this machine, each at the end of a pipe of its own. `settings` are environment variables
+    of theirs, by place and in turn.
+    """
+
+    hint = 'give --workers 1, or call bench.run from under `if __name__ == "__main__":`'
+
+    def __init__(self, size: int, settings: Sequence[dict[str, str]] = ({},)):
+        self.size, self.settings = size, settings
+
+    def room(self) -> int:
+        return self.size
+
+    def hire(self, place: int, function: Callable) -> Hand:
+        with environment(self.settings[place % len(self.settings)]):
+            return Process(function)
+
+    def wait(self, hands: Sequence[Hand], seconds: float | None) -> None:
+        from multiprocessing.connection import wait
+
+        wait([end for hand in hands for end in (hand.pipe, hand.process.sentinel)], seconds)
+
+    def close(self) -> None:
+        pass
+
+
+class Process:
+    """A process that serves the other end of a pipe. What the function imports comes with it, before the
+    process is up and on the clock.
+    """
+
+    def __init__(self, function: Callable):
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")  # a fork would share torch's threads, and CUDA
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, function))
+        self.process.start()
+        theirs.close()
+
+    def send(self, function: Callable, task: object) -> None:
+        with suppress(OSError):  # it is dead, and `answers` will say so
+            self.pipe.send((function, task))
+
+    def answers(self) -> list:
+        ended = not self.process.is_alive()  # asked before the pipe, in which its last answer may lie
+        found = []
+        try:
+            while self.pipe.poll():
+                found.append(self.pipe.recv())
+        except (EOFError, OSError):
+            ended = True
+        if ended and not found:
+            self.process.join(5)
+            raise Died(ending(self.process.exitcode))
+        return found
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(5)
+        self.pipe.close()
+
+
+def serve(pipe: Any, _: Callable) -> None:
+    """A worker's life: it answers what comes through the pipe, and ends with whoever sends it."""
+    import multiprocessing
+
+    signal(SIGINT, SIG_IGN)  # a keyboard interrupt is the run's, which ends its workers
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    pipe.send(UP)
+    while True:
+        try:
+            function, task = pipe.recv()
+        except EOFError:
+            return
+        answer = answered(function, task)
+        try:
+            pipe.send(answer)
+        except (TypeError, AttributeError, ValueError) as error:  # it cannot be pickled
+            pipe.send((False, RuntimeError(f"{answer[1]!r:.200} ({error})")))
+
+
+@contextmanager
+def environment(settings: dict[str, str]) -> Iterator[None]:
+    """These environment variables inside the block, for the processes that begin in it."""
+    before = dict(os.environ)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name in settings:
+            os.environ.pop(name)
+        os.environ.update({name: before[name] for name in settings.keys() & before.keys()})
+
+
+def ending(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    name = Signals(-code).name if -code in set(Signals) else f"signal {-code}"
+    return f"killed by {name}" + (", as when memory runs out" if name == "SIGKILL" else "")
+
+
+class Actors:
+    """Actors on the nodes of a Ray cluster. Their functions take a task and a lender: this machine's cache.
+
+    cpus, gpus: what each takes of its node. most: how many there are at most. Raises click.ClickException
+    where Ray is not installed, no cluster is reachable, or no node has room for one of them.
+    """
+
+    hint = "taxobench must be installed alike on every node"
+
+    def __init__(self, address: str | None, cpus: float, gpus: float, most: int | None):
+        self.ray, self.ours, home = connected(address)
+        self.needs, self.most = {"CPU": cpus, "GPU": gpus}, most
+        self.looked, self.seen = 0.0, 0
+        if not self.room():
+            self.close()
+            needs = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+            raise click.ClickException(f"no node of the Ray cluster has {needs}: ask for less, or add one.")
+        for_ever = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": home}
+        self.lender = self.ray.remote(**for_ever)(Shelf).remote(str(cache_dir()))
+        self.labourer = self.ray.remote(num_cpus=cpus, num_gpus=gpus)(Labourer)
+
+    def room(self) -> int:
+        """As many as fit on the nodes that are alive now."""
+        if (now := time.monotonic()) - self.looked > LOOK or not self.looked:
+            have = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+            fit = [min(int(one.get(k, 0) // n) for k, n in self.needs.items() if n) for one in have]
+            self.looked, self.seen = now, sum(fit)
+        return min(self.seen, self.most or self.seen)
+
+    def hire(self, place: int, function: Callable) -> Hand:
+        return Actor(self.ray, self.labourer.remote(self.lender), function)
+
+    def wait(self, hands: Sequence[Hand], seconds: float | None) -> None:
+        refs = [hand.refs[0] for hand in hands if hand.refs]
+        self.ray.wait(refs, timeout=LOOK if seconds is None else min(seconds, LOOK))
+
+    def close(self) -> None:
+        if self.ours:
+            self.ray.shutdown()
+        elif hasattr(self, "lender"):
+            self.ray.kill(self.lender)
+
+
+class Actor:
+    """An actor that answers in the order in which it was asked."""
+
+    def __init__(self, ray: Any, labourer: Any, function: Callable):
+        self.ray, self.labourer = ray, labourer
+        self.refs = [labourer.up.remote(function)]
+
+    def send(self, function: Callable, task: object) -> None:
+        self.refs.append(self.labourer.answer.remote(function, task))
+
+    def answers(self) -> list:
+        found = []
+        while self.refs and self.ray.wait(self.refs[:1], timeout=0)[0]:
+            try:
+                found.append(self.ray.get(self.refs[0]))
+            except self.ray.exceptions.RayError as error:
+                if found:
+                    return found  # the rest is for the next time
+                raise Died(str(error).strip().splitlines()[0]) from None
+            self.refs.pop(0)
+        return found
+
+    def kill(self) -> None:
+        self.ray.kill(self.labourer)
+
+
+class Labourer:
+    """What an actor is: a process on some node, which answers, and borrows what its cache lacks."""
+
+    def __init__(self, lender: Any):
+        import ray
+
+        self.lender = SimpleNamespace(
+            fetch=lambda name: ray.get(lender.fetch.remote(name)),
+            keep=lambda *words: ray.get(lender.keep.remote(*words)),
+        )
+
+    def up(self, _: Callable) -> str:
+        return UP
+
+    def answer(self, function: Callable, task: object) -> tuple[bool, object]:
+        return answered(function, task, self.lender)
+
+
+def connected(address: str | None) -> tuple[Any, bool, Any]:
+    """Ray, whether it was we who connected, and where an actor must be to be on this node."""
+    try:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    except ImportError:
+        raise click.ClickException("Ray is not installed: pip install 'taxobench[ray]'.") from None
+    if (address or "").startswith("ray://"):
+        raise click.BadParameter(
+            "a run drives Ray from a node of the cluster: give HOST:PORT, and not ray://."
+        )
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            where = address or "this machine"
+            raise click.ClickException(f"no Ray cluster answers at {where}: {why}") from None
+    return ray, ours, NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

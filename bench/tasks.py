@@ -1,0 +1,133 @@
+"""What a worker process does for a cell: train its model, draw one of its chunks; and the same on a machine
+that shares neither the results folder nor the cache with whoever wants it.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+
+from bench import exactness
+from bench.cache import DISK, Lender, borrowing
+from bench.calibration import calibrate
+from bench.chunks import packed, write_chunk
+from bench.diffusion.counting import OverBudget
+from bench.diffusion.guidance import drawn, told
+from bench.diffusion.training import seeded
+from bench.job import Cell, Chunk, Readied
+from bench.worker import Ready, Site, ask, device_name, ready, start_of, trained_per_nfe, uncounted
+
+COST = ("images", "seconds", "rows")  # what a row says of its model's card
+
+
+@dataclass(frozen=True)
+class Task:
+    """One chunk of a cell to draw. `tolerance` is an adaptive method's: None where this chunk is to find it.
+    `seconds` is what is left of the cell's time limit.
+    """
+
+    cell: Cell
+    number: int
+    site: Site
+    tolerance: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a chunk was not drawn, in one sentence, and what is known of the model that should have."""
+
+    sentence: str
+    readied: Readied | None = None
+
+
+def train(task: Task) -> str:
+    """Train the model of a cell, or find it trained, and say so; a failure comes again with the cell."""
+    torch.set_num_threads(task.site.threads)
+    name = task.cell.method + (f" for {task.cell.nfe} NFE" if trained_per_nfe(task.cell, task.site) else "")
+    try:
+        card = ready(task.cell, task.site).card
+    except (Exception, SystemExit) as error:
+        raise_for_disk(error)
+        return f"{name} could not be trained: {sentence(error)}"
+    return f"{name}: trained on {card['images']:,} images in {card['seconds']:.0f} s"
+
+
+def train_away(task: Task, lender: Lender) -> str:
+    """`train` with a cache that borrows what it lacks, and hands back what was trained."""
+    with borrowing(lender):
+        return train(task)
+
+
+def draw(task: Task) -> Chunk | Failure:
+    """Draw a chunk into its file and say what it cost. Never raises for what a method does wrong."""
+    drawn = attempt(task)
+    if isinstance(drawn, Failure):
+        return drawn
+    content, chunk = drawn
+    write_chunk(task.site.chunk_file(task.cell, task.number), content)
+    return chunk
+
+
+def draw_away(task: Task, lender: Lender) -> bytes | Failure:
+    """Draw a chunk with a cache that borrows what it lacks; gives the bytes of its file."""
+    with borrowing(lender):
+        drawn = attempt(task)
+    return drawn if isinstance(drawn, Failure) else drawn[0]
+
+
+def attempt(task: Task) -> tuple[bytes, Chunk] | Failure:
+    """A chunk as the bytes of its file, and its cost."""
+    cell, site = task.cell, task.site
+    torch.set_num_threads(site.threads)
+    readied = None
+    try:
+        asked = remembered(cell, site)
+        readied = known(asked, site)
+        if asked.method.adaptive and cell.ask == "sample":
+            found = (task.tolerance, 0) if task.tolerance is not None else calibrate(asked, cell, site)
+            readied = replace(readied, tolerance=found[0], searched=found[1])
+        tensors, chunk = ask(asked, cell, task.number, site, readied.tolerance)
+        if cell.ask == "sample" and asked.data.exact is not None and asked.flow is not None:
+            generator = seeded(cell.seed, task.number)
+            start = asked.method.start(asked.model, cell.chunk, generator, site.device)
+            with told(asked.flow, drawn(cell.chunk, generator)):
+                samples = tensors["samples"]
+                tensors |= exactness.distances(asked.flow, start, samples, asked.data, cell.base_id)
+    except (Exception, SystemExit) as error:
+        raise_for_disk(error)
+        return Failure(sentence(error), readied)
+    chunk = replace(chunk, readied=readied)
+    return packed(tensors, chunk), chunk
+
+
+@lru_cache(maxsize=1)
+def remembered(cell: Cell, site: Site) -> Ready:
+    """A cell's method and model, for the many chunks of one cell."""
+    asked = ready(cell, site)
+    if uncounted(asked.model):
+        raise ValueError("its model has no counted network, so its NFE cannot be measured")
+    return asked
+
+
+def known(asked: Ready, site: Site) -> Readied:
+    """What is to be known of a model that is ready."""
+    card = {name: asked.card.get(name, 0) for name in COST}
+    return Readied(card, start_of(asked), device=device_name(site.device))
+
+
+def sentence(error: BaseException) -> str:
+    """An error as one line for a person."""
+    import click
+
+    if isinstance(error, click.ClickException):
+        return error.message
+    text = str(error).splitlines()[0] if str(error).strip() else "no reason given"
+    kinds = {OverBudget: "over budget: ", MemoryError: ""}
+    return f"{kinds.get(type(error), f'{type(error).__name__}: ')}{text}"
+
+
+def raise_for_disk(error: BaseException) -> None:
+    """Raise what is the disk's fault and not the method's: a full one ends the run."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        raise error

@@ -1,0 +1,241 @@
+"""`bench verify`: everything that was kept is read again, and what is damaged is said and moved aside."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+import click
+
+from bench import store
+from bench.cache import whole
+from bench.merging import check_images, check_numbers, key_of_fields
+from bench.protocol import fingerprint
+
+ASIDE = "damaged"  # the folder, in the results or the cache, to which damaged things are moved
+
+
+@dataclass(frozen=True)
+class Found:
+    """One thing that was read again, and what is wrong with it."""
+
+    kind: str  # "row", "protocol", "samples", "chunk", "model", "cached", "weights", "data"
+    path: Path
+    fault: str | None = None  # the end of a sentence
+    line: bytes | None = None  # of a row
+    number: int = 0  # of that line
+
+    @property
+    def sentence(self) -> str:
+        where = f"{self.path}, line {self.number}" if self.number else str(self.path)
+        return f"{where} {self.fault}."
+
+
+def everything(results: Path, cache: Path) -> Iterator[Found]:
+    """All that lies in a results folder and in the cache."""
+    kept = (rows(results), protocols(results), samples(results), chunks(results))
+    return chain(*kept, models(cache), others(cache), weights(cache), data(cache))
+
+
+def rows(folder: Path) -> Iterator[Found]:
+    """Every line of rows.jsonl by its checksum, its form, its numbers and its key."""
+    path = folder / "rows.jsonl"
+    sums = store.sums(folder)
+    lines = list(store.whole_lines(folder))
+    for number, line in enumerate(lines, 1):
+        yield Found("row", path, fault_of_row(folder, line, number, sums), line, number)
+    torn = path.stat().st_size - sum(len(line) + 1 for line in lines) if path.exists() else 0
+    if torn:
+        yield Found("row", path, "is torn; the next run heals it", b"", len(lines) + 1)
+
+
+def fault_of_row(folder: Path, line: bytes, number: int, sums: set[str] | None) -> str | None:
+    path = folder / "rows.jsonl"
+    try:
+        row = store.parsed(line, path, number)
+        if sums is not None and store.sum_of(line) not in sums:
+            return "was changed since it was written"
+        if row["error"] is None:
+            check_numbers(row, folder)
+            facts = facts_of(folder / "protocols" / f"{row['protocol']}.json")
+            expected = key_of_fields(row, facts) if facts else None
+            if expected not in (None, row["key"]):
+                return "was changed since it was written: its key is not that of its fields"
+    except click.ClickException as error:
+        return error.message.removeprefix(f"{path}, line {number} ").split(": `bench verify")[0].rstrip(".")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # of fields within fields
+        return f"is not a row of this version ({error})"
+    return None
+
+
+def facts_of(path: Path) -> dict:
+    """What a protocol file says; empty where it cannot be read."""
+    try:
+        facts = json.loads(path.read_text())
+        return facts if isinstance(facts, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def protocols(folder: Path) -> Iterator[Found]:
+    """Every protocol by its fingerprint, those among them that rows refer to and that are not there."""
+    there = {path.stem: path for path in sorted((folder / "protocols").glob("*.json"))}
+    for name, path in there.items():
+        sound = fingerprint(facts_of(path)) == name
+        yield Found("protocol", path, None if sound else "is not what its fingerprint stands for")
+    named = set()
+    for line in store.whole_lines(folder):
+        try:
+            row = json.loads(line)
+            named |= {row["protocol"]} if row["error"] is None else set()
+        except (ValueError, RecursionError, TypeError, KeyError):  # said among the rows
+            continue
+    for name in sorted(name for name in named - there.keys() if isinstance(name, str)):
+        path = folder / "protocols" / f"{name}.json"
+        yield Found("protocol", path, "is missing; a run that asks the same writes it anew")
+
+
+def samples(folder: Path) -> Iterator[Found]:
+    for path in sorted((folder / "samples").glob("*.npz")):
+        try:
+            check_images(path)
+            yield Found("samples", path)
+        except click.ClickException as error:
+            yield Found("samples", path, error.message.removeprefix(f"{path} ").rstrip("."))
+
+
+def chunks(folder: Path) -> Iterator[Found]:
+    """The work of cells that are not finished."""
+    from bench.chunks import read_chunk
+
+    for path in sorted((folder / "work").glob("*/*.safetensors")):
+        yield Found("chunk", path, None if read_chunk(path) else "is not what its checksum says")
+
+
+def models(cache: Path) -> Iterator[Found]:
+    """Every trained model against the sha256 of its card, and every training that can be resumed."""
+    from bench.diffusion import pieces
+
+    for folder in sorted(path for path in (cache / "models").glob("*") if path.is_dir()):
+        if (folder / "card.json").exists():
+            yield Found("model", folder, fault_of_model(folder))
+        for path in pieces.checkpoints(folder):
+            if path.name.startswith("loop-"):
+                yield Found("model", path, fault_of_tensors(path))
+
+
+def fault_of_model(folder: Path) -> str | None:
+    from bench.diffusion import pieces
+    from bench.models import read_card, sha256_of_tensors
+
+    card = read_card(folder)
+    if not card:
+        return "has a card that cannot be read"
+    try:
+        tensors, _ = pieces.read(folder / "model.safetensors")
+    except (OSError, ValueError):
+        return "has weights that are missing or torn"
+    return None if sha256_of_tensors(tensors) == card["sha256"] else "holds weights that are not its card's"
+
+
+def fault_of_tensors(path: Path) -> str | None:
+    from bench.diffusion import pieces
+
+    try:
+        pieces.read(path)
+    except (OSError, ValueError):
+        return "is torn"
+    return None
+
+
+def others(cache: Path) -> Iterator[Found]:
+    """What was computed once: references, directions, solutions."""
+    for path in sorted(cache.glob("*/*.safetensors")):
+        if path.parent.name not in ("models", "data", ASIDE):
+            yield Found("cached", path, fault_of_tensors(path))
+
+
+def weights(cache: Path) -> Iterator[Found]:
+    """What was downloaded for the extractors, as far as its publisher says what it should be."""
+    from bench.metrics.weights import WEIGHTS
+
+    for one in WEIGHTS.values():
+        path = cache / "weights" / one.file
+        if path.exists():
+            with path.open("rb") as file:
+                sound = hashlib.file_digest(file, "sha256").hexdigest().startswith(one.sha256)
+            yield Found("weights", path, None if sound else "is not the file that was published")
+
+
+def data(cache: Path) -> Iterator[Found]:
+    """Archives by their own checksums, unpacked arrays by the sha256 that was noted beside them."""
+    for path in sorted((cache / "data").glob("*.npz")):
+        yield Found("data", path, fault_of_archive(path))
+    for path in sorted((cache / "data").glob("*.npy")):
+        yield Found("data", path, fault_of_array(path))
+
+
+def fault_of_archive(path: Path) -> str | None:
+    try:
+        with ZipFile(path) as archive:
+            return "is damaged" if archive.testzip() else None
+    except (OSError, BadZipFile, EOFError, ValueError, NotImplementedError):
+        return "is not a whole .npz file"
+
+
+def fault_of_array(path: Path) -> str | None:
+    import numpy as np
+
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        size, time, noted = path.with_suffix(".sha256").read_text().split()
+    except FileNotFoundError:
+        return None  # nothing was noted
+    except (OSError, ValueError, EOFError):
+        return "is not a whole .npy file"
+    stat = path.stat()
+    if (size, time) != (str(stat.st_size), str(stat.st_mtime_ns)):
+        return None  # the note is of another file, and is taken anew
+    return None if hashlib.sha256(array).hexdigest() == noted else "is not what its sha256 says"
+
+
+def repair(damaged: Iterable[Found], results: Path, cache: Path) -> list[Found]:
+    """Move what is damaged aside, so that the next run makes it again; returns what is damaged still."""
+    lines, left = [], []
+    for found in damaged:
+        if found.kind == "row":
+            lines.append(found.line)
+        elif found.path.exists():
+            root = results if found.path.is_relative_to(results) else cache
+            set_aside(found.path, root)
+        else:
+            left.append(found)
+    if lines:
+        set_rows_aside(results, set(lines))
+    return left
+
+
+def set_aside(path: Path, root: Path) -> None:
+    """Move a file or a model's folder to where damaged things lie; a model's lock stays."""
+    for one in [path] if path.is_file() else [p for p in path.iterdir() if p.name != ".lock"]:
+        to = root / ASIDE / one.relative_to(root)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(one, to)
+
+
+def set_rows_aside(folder: Path, lines: set[bytes]) -> None:
+    """Move these lines, and a torn end, out of rows.jsonl."""
+    from filelock import FileLock
+
+    path, aside = folder / "rows.jsonl", folder / ASIDE / "rows.jsonl"
+    with FileLock(folder / ".lock"):
+        kept = [line for line in store.whole_lines(folder) if line not in lines]
+        before = aside.read_bytes() if aside.exists() else b""
+        with whole(aside) as part:
+            part.write_bytes(before + b"".join(line + b"\n" for line in sorted(lines) if line))
+        with whole(path) as part:
+            part.write_bytes(b"".join(line + b"\n" for line in kept))

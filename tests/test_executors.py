@@ -1,0 +1,160 @@
+"""Mapping over worker processes: workers that die, hang, raise, or never begin."""
+
+import os
+import signal
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+from bench.crews import Died
+from bench.executors import Here, Lost, Pool, local, mapped
+
+
+@dataclass(frozen=True)
+class Chore:
+    """A number to double, after whatever its `mark` says is done: `die` once or always, `hang`, `raise`."""
+
+    number: int
+    mark: str = ""
+    folder: str = ""
+    seconds: float | None = None
+
+
+def doubled(chore: Chore) -> int:
+    if chore.mark == "die" or (chore.mark == "die once" and first_time(chore)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if chore.mark == "hang":
+        time.sleep(600)
+    if chore.mark == "raise":
+        raise OSError(28, "No space left on device")
+    return 2 * chore.number
+
+
+def first_time(chore: Chore) -> bool:
+    path = Path(chore.folder, "died")
+    if path.exists():
+        return False
+    path.touch()
+    return True
+
+
+def results(executor, chores) -> dict:
+    with closing(executor):
+        return {chore.number: result for chore, result in executor.map(doubled, chores, ahead=1)}
+
+
+def test_every_task_has_its_result_here_and_in_processes():
+    chores = [Chore(n) for n in range(7)]
+    expected = {n: 2 * n for n in range(7)}
+    assert results(Here(), chores) == results(local(2), chores) == expected
+    assert {chore.number: result for chore, result in mapped(doubled, chores, 1)} == expected
+
+
+def test_the_task_of_a_worker_that_was_killed_is_done_by_another(tmp_path):
+    chores = [Chore(n, "die once" if n == 2 else "", str(tmp_path)) for n in range(6)]
+    assert results(local(2), chores) == {n: 2 * n for n in range(6)}
+    assert (tmp_path / "died").exists()
+
+
+def test_a_task_that_kills_its_workers_is_lost_alone_and_says_how():
+    found = results(local(2), [Chore(n, "die" if n == 2 else "") for n in range(6)])
+    lost = found.pop(2)
+    assert lost == Lost("its worker died 2 times (killed by SIGKILL, as when memory runs out)")
+    assert found == {n: 2 * n for n in range(6) if n != 2}
+
+
+def test_a_task_over_its_time_limit_is_stopped_and_the_others_are_done():
+    began = time.monotonic()
+    chores = [Chore(0, "hang", seconds=0.5), *(Chore(n, seconds=60) for n in range(1, 5))]
+    found = results(local(1, limited=True), chores)
+    assert time.monotonic() - began < 60
+    assert "time limit" in found.pop(0).sentence and found == {n: 2 * n for n in range(1, 5)}
+
+
+def test_what_the_function_raises_is_raised_here():
+    with pytest.raises(OSError, match="No space left"):
+        results(local(2), [Chore(n, "raise" if n == 1 else "") for n in range(4)])
+
+
+def test_nothing_is_begun_while_there_is_no_task_for_the_time_being():
+    asked = []
+
+    def tasks():
+        yield Chore(1)
+        while not asked:
+            yield None
+        yield Chore(2)
+
+    with closing(local(2)) as pool:
+        found = []
+        for chore, result in pool.map(doubled, tasks()):
+            asked.append(chore)
+            found.append(result)
+    assert found == [2, 4]
+
+
+class Stillborn:
+    """A crew whose workers die before they are up."""
+
+    hint = "mend it"
+
+    def room(self):
+        return 2
+
+    def hire(self, place, function):
+        return self
+
+    def wait(self, hands, seconds):
+        pass
+
+    def answers(self):
+        raise Died("exit code 1")
+
+    def kill(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_workers_that_never_begin_end_the_run_with_one_sentence():
+    with pytest.raises(click.ClickException, match=r"die before they have begun \(exit code 1\): mend it"):
+        results(Pool(Stillborn()), [Chore(1)])
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    """Also if the parent is killed and cannot tell them."""
+    import subprocess
+    import sys
+
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, signal, sys, threading\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_executors import Chore, doubled, local\n"
+        "if __name__ == '__main__':\n"
+        "    pool = local(1, limited=True)\n"
+        "    for chore, _ in pool.map(doubled, [Chore(1), Chore(2, 'hang')]):\n"
+        "        print(pool.workers[0].hand.process.pid, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = str(Path(__file__).parents[1])
+    run = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, env=os.environ | {"PYTHONPATH": root}, timeout=60
+    )
+    worker = int(run.stdout)
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        if (Path("/proc") / str(worker) / "stat").exists() and " Z " in Path(
+            f"/proc/{worker}/stat"
+        ).read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker lives on")
