@@ -1,15 +1,15 @@
 """Trained models, kept by content: what a model's facts determine is trained once, resumed where it was cut
 off, and loaded after.
 
-A model is its tensors: a safetensors file, loaded into what the code builds, and a JSON card. Nothing is
-unpickled.
+A model is its tensors: a safetensors file, whole or in pieces, loaded into what the code builds, and a JSON
+card. Nothing is unpickled.
 """
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,13 @@ from pathlib import Path
 import click
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench.cache import cache_dir, key_of, whole, write_json
-from bench.diffusion import training
+from bench.cache import borrow, cache_dir, hand_back, key_of, whole, write_json
+from bench.diffusion import pieces, training
+from bench.diffusion.execution import arithmetic, keep_memory, placed
+from bench.diffusion.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class How:
     report: training.Report | None = None
     minutes: float | None = None
     threads: int | None = None  # of training on a CPU; None is all cores
+    precision: str = "fp32"  # of training; one of `execution.PRECISIONS`
+    shard_size: int | None = None  # bytes; what training leaves is cut into pieces of at most so many
+    team: Team = ALONE  # who trains along
 
 
 def prepared(
@@ -47,50 +51,95 @@ def prepared(
     finish: Callable[[nn.Module], dict] = lambda model: {},
 ) -> tuple[nn.Module, dict]:
     """The model that `facts` determine: loaded where it was trained before, else trained, resuming what was
-    begun.
+    begun. Its card says in which `folder` it lies.
     """
     folder = cache_dir() / "models" / f"{name}-{key_of(facts)}"
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
-    with FileLock(folder / ".lock"):
+    place = {"folder": str(folder)}
+    with held(folder / ".lock", how.team):
+        if not pieces.there(weights):
+            borrow(weights, pieces.index_of(weights), folder / "card.json")
+            if pieces.there(weights) and not weights.exists():
+                borrow(*(folder / name for name in pieces.read_index(weights)["sha256"]))
         card = read_card(folder)
-        if weights.exists() and card:
+        if pieces.there(weights) and card:
             model = build()
             try:
                 fill(model, weights, card["sha256"])
-                return model.eval().to(how.device), card
+                cut(folder, how)
+                return placed(model.eval(), how.device), card | place
             except click.ClickException as damage:
+                if not weights.exists():  # in pieces, which can still be brought
+                    raise
                 click.echo(f"{damage.message} It is trained again.", err=True)
-        model = build().to(how.device)
+        keep_memory()
+        model = placed(build(), how.device)
         settings = {"folder": folder, "seed": seed, "device": how.device, "label": label}
+        settings |= {"report": how.report, "minutes": how.minutes, "precision": how.precision}
         with (
-            training.session(**settings, report=how.report, minutes=how.minutes) as session,
+            training.session(**settings, team=how.team) as session,
             threads(how.threads or cores()),
+            arithmetic(how.precision, how.device),
         ):
             began = time.monotonic()
-            train(model)
+            try:
+                train(model)
+            except pieces.Damaged as damage:
+                raise click.ClickException(str(damage)) from None
             # Searches and estimates take time outside the loops, whose own seconds outlive a restart.
             seconds = max(session.seconds, time.monotonic() - began)
         model.eval()
         card = facts | {
             "sha256": sha256_of(model),
+            "budget": facts.get("images"),
             "images": session.images,
             "seconds": round(seconds, 3),
             "rows": session.rows,
             "capped": session.capped,
             "curve": thinned(session.curve),
             "threads": how.threads or cores(),
+            "precision": how.precision,
+            "processes": how.team.size,
             "torch": torch.__version__,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **finish(model),
         }
-        if not session.capped:  # a capped training is used, and goes on from its checkpoint the next time
+        # A capped training is used, and goes on from its checkpoint the next time.
+        if how.team.leads and not session.capped:
             with whole(weights) as part:
                 save_file(tensors_of(model), part)
             write_json(folder / "card.json", card)
-            for path in folder.glob("loop-*.safetensors"):
-                path.unlink()
-    return model, card
+            hand_back(weights, folder / "card.json")
+            for loop in range(1, session.loops + 1):
+                pieces.remove(training.checkpoint_of(folder, loop))
+        cut(folder, how)
+    return model, card | place
+
+
+@contextmanager
+def held(lock: Path, team: Team) -> Iterator[None]:
+    """The lock is held inside the block, by the first process for all of its team."""
+    if not team.leads:
+        team.wait()
+        yield
+        team.wait()
+        return
+    with FileLock(lock):
+        team.wait()
+        yield
+        team.wait()
+
+
+def cut(folder: Path, how: How) -> None:
+    """Cut every checkpoint of a folder into pieces, if that was asked for."""
+    if not how.shard_size or not how.team.leads:
+        return
+    for path in pieces.checkpoints(folder):
+        try:
+            pieces.cut(path, how.shard_size)
+        except ValueError as error:
+            raise click.ClickException(f"{path.name} cannot be cut: {error}") from None
 
 
 def cores() -> int:
@@ -122,8 +171,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 def sha256_of(model: nn.Module) -> str:
     """The identity of a model: the sha256 over its tensors' names, types and bytes."""
+    return sha256_of_tensors(tensors_of(model))
+
+
+def sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors_of(model).items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
@@ -133,7 +186,7 @@ def read_card(folder: Path) -> dict:
     try:
         card = json.loads((folder / "card.json").read_text())
         return card if isinstance(card, dict) and "sha256" in card else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
@@ -142,9 +195,11 @@ def fill(model: nn.Module, path: Path, sha256: str | None = None) -> None:
     says.
     """
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise click.ClickException(f"{path} is not a whole safetensors file ({error}).") from None
+        tensors, _ = pieces.read(path)
+    except pieces.Damaged as damage:
+        raise click.ClickException(str(damage)) from None
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be read: {error.strerror or error}.") from None
     own = model.state_dict()
     wrong = sorted(
         name for name in own.keys() | tensors.keys() if not same_shape(own.get(name), tensors.get(name))

@@ -13,13 +13,15 @@ reader would have it do:
 - `bench data fetch` is asked for data that need no download;
 - `bench plot` without a kind or a file draws the Pareto fronts.
 
-`pip` and `pytest` are left to .ci/run, which installs and tests as README says.
+`pip` and `pytest` are left to .ci/run, which installs and tests as README says. A `bash` block that begins
+with `#!` is a script for a cluster: it must parse, and the options of its `bench` exist.
 """
 
 import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,7 +51,7 @@ def lines_of(block: str) -> list[list[str]]:
 
 def less(words: list[str]) -> list[str]:
     """The command as it is run here."""
-    words = [re.sub(r"^denoiser@\d+$", "denoiser@256", word) for word in words]
+    words = [re.sub(r"^([a-z]+)@\d+$", r"\1@256", word) for word in words]
     if words[:2] == ["bench", "run"]:
         return [*words, *less_of_a_run(words)]
     if words[:2] == ["bench", "train"]:
@@ -66,7 +68,7 @@ def less_of_a_run(words: list[str]) -> list[str]:
     if not named or {"--category", "--leaf", "--survey", "--dry-run"} & set(words):
         return [] if "--dry-run" in words else ["--dry-run"]
     first = words[words.index("--nfe") + 1].split(",")[0] if "--nfe" in words else "5"
-    own_base = any(".py:" in word or "mixture" in word for word in words)
+    own_base = any(re.search(r"\.py:|diffusers:|mixture", word) for word in words)
     return [*SMALL, "--nfe", first, *([] if own_base else ["--base", "denoiser@256"])]
 
 
@@ -105,7 +107,9 @@ def test_every_command_and_program_of_a_page_runs(name, reader):
         reader()
     for language, block in FENCE.findall(TEXTS[name]):
         assert language in ("bash", "python"), f"{name}: say in which language this block is:\n{block}"
-        if language == "bash":
+        if block.startswith("#!"):
+            parses(block, name)
+        elif language == "bash":
             for words in lines_of(block):
                 if words[0] not in ELSEWHERE:
                     run(less(words), f"{name}: {shlex.join(words)}")
@@ -115,6 +119,17 @@ def test_every_command_and_program_of_a_page_runs(name, reader):
         else:
             Path("program.py").write_text(block)
             runpy.run_path("program.py")
+
+
+def parses(script: str, name: str) -> None:
+    """Whether bash reads a script, and its `bench` has the options it is given."""
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    for line in script.replace("\\\n", " ").splitlines():
+        words = line.split(" bench ")[1].split() if " bench " in line and line[0] != "#" else []
+        if words:
+            command, rest = command_of(["bench", *words])
+            unknown = {word for word in rest if word.startswith("--")} - options(command)
+            assert not unknown, f"{name}: `bench {words[0]}` has no {unknown}"
 
 
 def command_of(words: list[str]) -> tuple[click.Command, list[str]] | None:

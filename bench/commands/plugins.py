@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from bench.commands.options import FORMAT
+from bench.commands.options import FORMAT, code_runs
 
 
 @click.command()
@@ -15,6 +15,7 @@ from bench.commands.options import FORMAT
     "files",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     multiple=True,
+    callback=code_runs,
     help="A method's file outside the zoo; its code runs.",
 )
 @FORMAT

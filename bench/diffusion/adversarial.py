@@ -16,6 +16,7 @@ from torch.nn import functional
 from bench.diffusion import training
 from bench.diffusion.denoiser import noise_like
 from bench.diffusion.generators import Encoder, Sampler
+from bench.diffusion.team import Team
 
 LAZY = 4  # R1 is paid at every fourth step, fourfold (Karras et al. 2020, section 3.1)
 
@@ -64,8 +65,8 @@ def contest(
         logits = judge(real, *given)
         loss = functional.softplus(-logits).mean() + functional.softplus(judge(fake.detach(), *given)).mean()
         penalty = LAZY * r1 / 2 * roughness(logits, real) if step % LAZY == 0 else 0.0
-        moved(optimiser, sides[1], loss + penalty)
-        moved(optimiser, sides[0], functional.softplus(-judge(fake, *given)).mean())
+        moved(optimiser, sides[1], loss + penalty, run.team)
+        moved(optimiser, sides[0], functional.softplus(-judge(fake, *given)).mean(), run.team)
         return apart(real.detach(), fake.detach())
 
     weights = {name: p for name, p in players.named_parameters() if p.requires_grad}
@@ -85,11 +86,12 @@ def apart(a: Tensor, b: Tensor) -> Tensor:
     return 2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()
 
 
-def moved(optimiser: torch.optim.Optimizer, side: list[nn.Parameter], loss: Tensor) -> None:
+def moved(optimiser: torch.optim.Optimizer, side: list[nn.Parameter], loss: Tensor, team: Team) -> None:
     """One step of one player: the optimiser passes over weights that have no gradient."""
     optimiser.zero_grad(set_to_none=True)
     for p, slope in zip(side, torch.autograd.grad(loss, side), strict=True):
         p.grad = slope
+    team.average(side)
     optimiser.step()
 
 

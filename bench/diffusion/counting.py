@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bench.diffusion.execution import PLAIN, Execution, compiled, transformed
+
+ROLES = ("nfe", "extra", "guide")
+
 
 class OverBudget(RuntimeError):
     """More rows were asked of a network than its allowance; the message is one sentence for a person."""
@@ -70,17 +74,20 @@ class Counted(nn.Module):
     """A network whose rows are counted when asked for, before they are split into micro-batches.
 
     `net` is called as net(x, *more) with rows first; tensors among `more` that have a row for each of x's
-    are split with it. `role` is "nfe", or "extra" for networks that run once a sample at either end
-    (decoders, VAE and GAN starts).
+    are split with it, into parts of nearly one size. `role` is "nfe", "extra" for networks that run once a
+    sample at either end (decoders, VAE and GAN starts), or "guide" for what steers the model without being
+    part of it (a classifier). The compiled form lies inside the counter.
     """
 
     def __init__(self, net: nn.Module, role: str = "nfe"):
         super().__init__()
-        if role not in ("nfe", "extra"):
-            raise ValueError(f"a counted network's role is 'nfe' or 'extra', not {role!r}")
+        if role not in ROLES:
+            raise ValueError(f"a counted network's role is one of {', '.join(ROLES)}, not {role!r}")
         self.net, self.role = net, role
         self.tally = Tally()
         self.micro_batch: int | None = None
+        self.execution = PLAIN
+        self.fast: dict = {}  # device -> the compiled network; in a dict, so that it is no submodule
 
     def forward(self, x: Tensor, *more) -> Tensor:
         return Pass.apply(self.split(x, more), self.tally, "rows")
@@ -88,19 +95,28 @@ class Counted(nn.Module):
     def split(self, x: Tensor, more: tuple) -> Tensor:
         n, size = len(x), self.micro_batch
         if size is None or n <= size:
-            return self.net(x, *more)
+            return self.evaluated(x, *more)
+        size = -(-n // -(-n // size))  # as many parts, and no small one left at the end
         parts = []
         for i in range(0, n, size):
             rows = slice(i, i + size)
-            parts.append(self.net(x[rows], *(m[rows] if has_rows(m, n) else m for m in more)))
+            parts.append(self.evaluated(x[rows], *(m[rows] if has_rows(m, n) else m for m in more)))
         return torch.cat(parts)
+
+    def evaluated(self, x: Tensor, *more) -> Tensor:
+        """The network at one micro-batch; its compiled form only where no derivative is to follow."""
+        net = self.net
+        if self.execution.compiled and not torch.is_grad_enabled() and not transformed():
+            device = str(x.device)
+            net = self.fast[device] = self.fast.get(device) or compiled(self.net, device)
+        return self.execution.evaluate(net, x, *more)
 
     def __deepcopy__(self, memo):
         """A copy counts for itself."""
         from copy import deepcopy
 
         copy = Counted(deepcopy(self.net, memo), self.role)
-        copy.micro_batch = self.micro_batch
+        copy.micro_batch, copy.execution = self.micro_batch, self.execution
         copy.train(self.training)
         return copy
 
@@ -115,18 +131,27 @@ def counters(model: nn.Module) -> Iterator[Counted]:
 
 
 @contextmanager
-def counting(model: nn.Module, allowance: int | None = None, micro_batch: int | None = None):
+def counting(
+    model: nn.Module,
+    allowance: int | None = None,
+    micro_batch: int | None = None,
+    execution: Execution = PLAIN,
+):
     """Count what the model's networks are asked inside the block; yields the tallies by role.
 
     The networks of one role share one tally, so that a method cannot spend its budget once per network.
-    `allowance` is in rows and holds for the role "nfe"; asking for more raises OverBudget.
+    `allowance` is in rows and holds for the role "nfe"; asking for more raises OverBudget. The
+    networks are evaluated in micro-batches and in the form of `execution`.
     """
-    tallies = {"nfe": Tally(allowance=allowance), "extra": Tally()}
-    before = [(network, network.tally, network.micro_batch) for network in counters(model)]
-    for network, _, _ in before:
+    tallies = {role: Tally() for role in ROLES} | {"nfe": Tally(allowance=allowance)}
+    settings = ("tally", "micro_batch", "execution")
+    before = [(network, [getattr(network, name) for name in settings]) for network in counters(model)]
+    for network, _ in before:
         network.tally, network.micro_batch = tallies[network.role], micro_batch
+        network.execution = execution
     try:
         yield tallies
     finally:
-        for network, tally, size in before:
-            network.tally, network.micro_batch = tally, size
+        for network, values in before:
+            for name, value in zip(settings, values):
+                setattr(network, name, value)

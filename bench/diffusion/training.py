@@ -2,12 +2,11 @@
 
 The budget is counted in images seen. The randomness of a step depends on the seed, the loop and the step
 alone, so a training that was killed and resumed equals one that was not. A `session`, opened by whoever
-trains, says where checkpoints go, which seed and device are used and who is told of progress; inside it
-plugins call `fit`.
+trains, says where checkpoints go, which seed, device and precision are used, who trains along and who is
+told of progress; inside it plugins call `fit`.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -16,11 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bench.cache import whole
+from bench.diffusion import pieces
 from bench.diffusion.denoiser import FORMS, KNOWN, Denoiser, noise_like, rowwise
+from bench.diffusion.execution import mixed
+from bench.diffusion.team import ALONE, Team
 
 Report = Callable[[str, int, int, float], None]  # label, images seen, images in all, loss
 
@@ -35,6 +37,8 @@ class Session:
     label: str = "training"
     report: Report | None = None
     minutes: float | None = None
+    precision: str = "fp32"
+    team: Team = ALONE
     save_every: float = 15.0  # seconds
     every: int = 50  # steps between two points of the curve
     loops: int = 0
@@ -80,28 +84,32 @@ def fit(
     warmup: float = 0.02,
     decay: float = 0.3,
     clip: float = 1.0,
+    labels: Tensor | None = None,
 ) -> nn.Module:
     """Fit the model's trainable parameters in place, ending on their exponential moving average.
 
     loss: (x0 (batch, *shape) in [-1, 1], generator) -> one loss a row. images: the budget, in images seen.
     ema: half-life of the average as a share of the images seen so far (EDM2's power-function idea: early
     weights are forgotten). warmup, decay: shares of the budget over which the learning rate rises and, at
-    the end, falls to zero.
+    the end, falls to zero. labels: one a training row; the loss is given its rows' as a third argument.
     """
+    run = CURRENT.get() or Session()
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.Adam(weights.values(), lr=lr, betas=(0.9, 0.99), fused=True)
 
-    def update(x0: Tensor, generator: torch.Generator, step: int, total: int) -> Tensor:
-        value = loss(x0, generator).mean()
+    def update(x0: Tensor, generator: torch.Generator, step: int, total: int, *told: Tensor) -> Tensor:
+        with mixed(run.precision, run.device):
+            value = loss(x0, generator, *told).mean()
         optimiser.zero_grad(set_to_none=True)
         value.backward()
+        run.team.average(weights.values())
         for group in optimiser.param_groups:
             group["lr"] = lr * ramp(step / total, warmup, decay)
         nn.utils.clip_grad_norm_(weights.values(), clip)
         optimiser.step()
         return value
 
-    return repeated(update, model, weights, optimiser, data, images, batch=batch, ema=ema)
+    return repeated(update, model, weights, optimiser, data, images, batch=batch, ema=ema, labels=labels)
 
 
 def repeated(
@@ -114,32 +122,37 @@ def repeated(
     *,
     batch: int,
     ema: float,
+    labels: Tensor | None = None,
 ) -> nn.Module:
     """The loop round one update of the weights: batches, seeds, averaging, checkpoints and the cost, as in
     `fit`.
 
-    update: (x0, generator, step, steps in all) -> the loss. Within it the optimiser steps once for each of
-    the weights.
+    update: (x0, generator, step, steps in all, the rows' labels if any) -> the loss. Within it the optimiser
+    steps once for each of the weights. In a team the rows are this process's share of the batch, and update
+    averages the gradients.
     """
     run = CURRENT.get() or Session()
     run.loops += 1
     loop = run.loops
     batch = min(batch, max(1, images))
     total = max(1, math.ceil(images / batch))
+    share = run.team.share(batch)
+    who = () if run.team.size == 1 else (run.team.rank,)
     average = {name: p.detach().clone() for name, p in weights.items()}
     rest = {name: t for name, t in model.state_dict().items() if name not in weights}
-    path = run.folder / f"loop-{loop}.safetensors" if run.folder else None
+    path = checkpoint_of(run.folder, loop) if run.folder else None
     step, seconds, curve = restore(path, weights, average, rest, optimiser) if path else (0, 0.0, [])
     model.train()
     started = saved = time.monotonic()
     seen_loss = 0.0
     stored = data.train
     while step < total:
-        generator = seeded(run.seed, loop, step, device=run.device)
+        generator = seeded(run.seed, loop, step, *who, device=run.device)
         torch.manual_seed(generator.initial_seed())  # what has no generator of its own: the batch, dropout
-        index = torch.randint(len(stored), (batch,))
-        x0 = data.scale(stored[index].to(run.device))
-        value = update(x0, generator, step, total)
+        index = torch.randint(len(stored), (share,))
+        x0 = data.scale(sent(stored[index], run.device))
+        told = () if labels is None else (sent(labels[index], run.device),)
+        value = update(x0, generator, step, total, *told)
         step += 1
         keep = 0.5 ** (batch / max(batch, ema * step * batch))
         with torch.no_grad():
@@ -151,17 +164,18 @@ def repeated(
                 raise FloatingPointError(
                     f"{run.label}: the loss is no longer finite after {step * batch:,} images"
                 )
-            if run.report:
+            if run.report and run.team.leads:
                 run.report(run.label, step * batch, total * batch, seen_loss)
         now = time.monotonic()
-        if path and now - saved > run.save_every:
+        if path and run.team.leads and now - saved > run.save_every:
             save(path, weights, average, rest, optimiser, step, seconds + now - started, curve)
             saved = now
-        if run.minutes is not None and run.seconds + now - started > 60 * run.minutes:
-            run.capped = True
-            break
+        if run.minutes is not None and (run.team.size == 1 or step % 10 == 0):
+            run.capped = run.team.agreed(run.seconds + now - started > 60 * run.minutes)
+            if run.capped:
+                break
     seconds += time.monotonic() - started
-    if path and total:
+    if path and run.team.leads:
         save(path, weights, average, rest, optimiser, step, seconds, curve)
     with torch.no_grad():
         for name, p in weights.items():
@@ -171,6 +185,11 @@ def repeated(
     run.seconds += seconds
     run.curve += curve
     return model
+
+
+def sent(batch: Tensor, device: str) -> Tensor:
+    """A batch on its device; a GPU fetches it from pinned memory while it still computes."""
+    return batch.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else batch.to(device)
 
 
 def denoising_loss(
@@ -208,6 +227,11 @@ def ramp(share: float, warmup: float, decay: float) -> float:
     return up * (1 + math.cos(math.pi * down)) / 2
 
 
+def checkpoint_of(folder: Path, loop: int) -> Path:
+    """Where the state of a session's loop lies, counted from 1."""
+    return folder / f"loop-{loop}.safetensors"
+
+
 def save(path: Path, weights, average, rest, optimiser, step: int, seconds: float, curve) -> None:
     """Write everything a step depends on, whole or not at all."""
     tensors = {f"weight/{name}": p.detach() for name, p in weights.items()}
@@ -218,26 +242,27 @@ def save(path: Path, weights, average, rest, optimiser, step: int, seconds: floa
             tensors[f"{moment}/{name}"] = optimiser.state[p][moment]
     tensors["curve"] = torch.tensor(curve, dtype=torch.float64).reshape(-1, 2)
     tensors = {name: p.contiguous().cpu() for name, p in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    save_file(tensors, part, {"step": str(step), "seconds": repr(seconds)})
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
+    with whole(path) as part:
+        save_file(tensors, part, pieces.sealed(tensors, {"step": str(step), "seconds": repr(seconds)}))
 
 
 def restore(path: Path, weights, average, rest, optimiser) -> tuple[int, float, list]:
-    """Go on from a checkpoint; a missing, torn or foreign one counts as none."""
+    """Go on from a checkpoint; a missing, torn or foreign one counts as none. pieces.Damaged where it was cut
+    into pieces and not all of them are here: they can still be brought.
+    """
     try:
-        with safe_open(path, "pt") as file:
-            step, seconds = int(file.metadata()["step"]), float(file.metadata()["seconds"])
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        stored, facts = pieces.read(path)
+        step, seconds = int(facts["step"]), float(facts["seconds"])
         fits = all(
             stored[f"{part}/{name}"].shape == p.shape
             for part, group in (("weight", weights), ("rest", rest))
             for name, p in group.items()
         )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except pieces.Damaged:
+        if path.exists():
+            return 0, 0.0, []
+        raise
+    except (OSError, KeyError, TypeError, ValueError):
         return 0, 0.0, []
     if not fits:
         return 0, 0.0, []
@@ -249,7 +274,8 @@ def restore(path: Path, weights, average, rest, optimiser) -> tuple[int, float, 
             average[name].copy_(stored[f"average/{name}"])
             optimiser.state[p] = {
                 "step": torch.tensor(float(step), device=p.device),
-                "exp_avg": stored[f"exp_avg/{name}"].to(p.device),
-                "exp_avg_sq": stored[f"exp_avg_sq/{name}"].to(p.device),
+                # in the weights' own memory format, since one kernel walks through all of them
+                "exp_avg": torch.empty_like(p).copy_(stored[f"exp_avg/{name}"]),
+                "exp_avg_sq": torch.empty_like(p).copy_(stored[f"exp_avg_sq/{name}"]),
             }
     return step, seconds, [(int(seen), value) for seen, value in stored["curve"].tolist()]
