@@ -140,9 +140,7 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
                 "source": plugin.source,
             }
             budgets = [nfe for nfe in budgets if nfe // rows >= plugin.least]
-            cells += [
-                Cell(**in_common, nfe=nfe, seed=seed) for seed in request.seeds for nfe in budgets
-            ]
+            cells += [Cell(**in_common, nfe=nfe, seed=seed) for seed in request.seeds for nfe in budgets]
     if not cells and len(skipped) > len(chosen.skipped):
         raise click.ClickException(f"nothing is left to run: {skipped[-1]}.")
     plan = Plan(request, data, site, cells, metrics, extractor, reference, skipped, chosen.baselines)

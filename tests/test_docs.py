@@ -141,7 +141,9 @@ def command_of(words: list[str]) -> tuple[click.Command, list[str]] | None:
 
 
 def options(command: click.Command) -> set[str]:
-    return {name for p in command.params if isinstance(p, click.Option) for name in p.opts} | {"--help"}
+    return {
+        name for p in command.params if isinstance(p, click.Option) for name in (*p.opts, *p.secondary_opts)
+    } | {"--help"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,45 @@
+"""The table of four methods on digits, whole: `bench run` with two workers against a script that does the
+same with diffusers' schedulers and torch-fidelity (`with_diffusers.py`), which has two threads.
+
+Both are whole processes with the same network, the same 2,000 samples and NFE, FID and the Inception score by
+the same extractor; the harness also gives their errors. The network saw 256 images: how good it is does not
+matter to its speed.
+"""
+
+import tempfile
+from pathlib import Path
+
+from benchmarks.record import Record, bench, medians, process, ratio, turns
+
+METHODS = ("ddim", "ddpm", "dpmpp_2m", "unipc")
+BASE = "denoiser@256"
+WHAT = ("--data", "digits", "--base", BASE, "--metric", "fid", "--metric", "is", "--quiet")
+
+
+def prepared(cache: Path) -> None:
+    """The network and the reference's features in a new cache, outside all times."""
+    with tempfile.TemporaryDirectory() as runs:
+        bench("run", "ddim", *WHAT, "--nfe", "1", "--samples", "40", "--results", runs, cache=cache)
+
+
+def measure(small: bool = False) -> list[Record]:
+    samples, budgets = (40, "5") if small else (2000, "5,10,20,50")
+    size = ("--samples", str(samples), "--nfe", budgets)
+    with tempfile.TemporaryDirectory() as place:
+        cache = Path(place) / "cache"
+        prepared(cache)
+
+        def ours() -> None:
+            with tempfile.TemporaryDirectory() as runs:
+                bench("run", *METHODS, *WHAT, *size, "--workers", "2", "--results", runs, cache=cache)
+
+        def theirs() -> None:
+            process("-m", "benchmarks.with_diffusers", *size, "--base", BASE, cache=cache, threads=2)
+
+        took = turns({"harness": ours, "diffusers and torch-fidelity": theirs}, 1, warm=False)
+    how = (
+        "diffusers' schedulers and torch-fidelity's calculate_metrics with two threads, over bench run with "
+        f"two workers: {', '.join(METHODS)} at {budgets} NFE, {samples:,} samples each, whole processes, once"
+    )
+    value = ratio(took, "diffusers and torch-fidelity", "harness")
+    return [Record("whole table on digits", value, "x", 2.0, how, medians(took))]

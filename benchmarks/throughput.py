@@ -1,0 +1,249 @@
+"""Images a second of the harness, of a bare loop over the same network, and of diffusers' own pipeline.
+
+python -m benchmarks throughput                                    # a part of all benchmarks
+python -m benchmarks.throughput --data digits --nfe 10 --compile   # one comparison, in another form
+
+All draw the same number of images by DDIM with one network (untrained: its weights do not matter to its
+speed), each as it comes: the harness a chunk, counted, checked and quantised, through `worker.ask`; the loop
+in the same process, with every coefficient worked out beforehand, in the harness's micro-batches; the
+pipeline in one call, in a process of its own, so that it has torch as its users have it. They take turns, and
+a ratio is the median over the turns, so that what else the machine does falls on all. With one thread on a
+CPU time is the process's own, else it is the clock's.
+
+On one thread all that the harness can save is what lies round the same arithmetic: pages that are given back
+and fetched again, and at 28 x 28 the cache. With all cores it has a worker on each, and the pipeline as many
+threads.
+"""
+
+import math
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+
+import click
+import torch
+from torch import Tensor
+
+from bench import registry
+from bench.data import Data, load
+from bench.diffusion.counting import Counted
+from bench.diffusion.denoiser import FORMS, Denoiser, untrained
+from bench.diffusion.execution import PRECISIONS, Execution, placed
+from bench.diffusion.schedule import SCHEDULES
+from bench.job import Cell
+from bench.models import cores
+from bench.worker import Ready, Site, ask, default_micro_batch
+from benchmarks.record import Record, ratio
+
+SMALL = 100  # dimensions up to which one thread has nothing to win but pages
+HARNESS, LOOP, PIPELINE = "harness", "bare loop", "diffusers pipeline"
+
+
+def network(data: Data, device: str = "cpu") -> Denoiser:
+    """The project's untrained network for these data, under DDPM's schedule."""
+    torch.manual_seed(0)
+    return placed(untrained(data).eval().requires_grad_(False), device).under(SCHEDULES["ddpm"]())
+
+
+def harness(model: Denoiser, data: Data, n: int, nfe: int, site: Site) -> Callable[[], Tensor]:
+    """One chunk of n samples as `bench run` draws it; gives them in stored form."""
+    method = registry.find("ddim", registry.plugins(())).make({})
+    asked = Ready(method, model, data, {})
+    facts = {"method": "ddim", "version": 1, "parameters": "{}", "base": "", "base_id": "", "train_seed": 0}
+    facts |= {"images": None, "ask": "sample", "seed": 0, "protocol": "", "source": ""}
+    cell = Cell(**facts, data=data.name, nfe=nfe, samples=n, chunk=n)
+    return lambda: ask(asked, cell, 0, site)[0]["samples"]
+
+
+def bare_loop(model: Denoiser, x: Tensor, nfe: int, size: int, execution: Execution) -> Callable[[], Tensor]:
+    """The plain loop: x at t = p x + q net(x / scale, lambda), size rows at a time, in EDM's F form."""
+    schedule, counted = model.schedule, model.net
+    steps = []
+    for s, t in pairwise(schedule.steps(nfe, "time", end="zero")):
+        alpha, sigma = schedule.alpha(s), schedule.sigma(s)
+        a, b = FORMS[model.form](alpha, sigma, model.sigma_data)
+        on_x0, on_eps, solved = schedule.alpha(t), schedule.sigma(t), alpha * b - sigma * a
+        p, q = (on_x0 * b - on_eps * a) / solved, (on_eps * alpha - on_x0 * sigma) / solved
+        scale = 1 / (alpha * torch.sqrt(model.sigma_data**2 + (sigma / alpha) ** 2))
+        steps.append(tuple(float(value) for value in (scale, torch.log(alpha / sigma), p, q)))
+
+    @torch.no_grad()
+    def draw() -> Tensor:
+        net = compiled_or_plain(counted, x, execution)
+        parts = []
+        for rows in x.split(size):
+            lam = torch.empty(len(rows), device=x.device)
+            for scale, value, p, q in steps:
+                rows = p * rows + q * execution.evaluate(net, scale * rows, lam.fill_(value))
+            parts.append(rows)
+        return torch.cat(parts).cpu()
+
+    return draw
+
+
+def compiled_or_plain(counted: Counted, x: Tensor, execution: Execution) -> Callable:
+    """The network the harness calls, which compiles it once."""
+    return counted.fast.get(str(x.device), counted.net) if execution.compiled else counted.net
+
+
+def pipeline(name: str, n: int, nfe: int, device: str) -> Callable[[], object]:
+    """diffusers' DDIMPipeline over the same UNet2DModel, n images in one call, as arrays."""
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    pipe = DDIMPipeline(network(load(name)).net.net.unet, DDIMScheduler(clip_sample=False)).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return lambda: pipe(batch_size=n, num_inference_steps=nfe, output_type="np").images
+
+
+def timed(draw: Callable[[], object], clock: str) -> Callable[[], float]:
+    """Seconds that one drawing takes, by the process's own time or the wall's."""
+    now = time.process_time if clock == "process" else time.perf_counter
+
+    def measured() -> float:
+        began = now()
+        draw()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return now() - began
+
+    return measured
+
+
+def chunk(name: str, n: int, nfe: int, device: str) -> Callable[[], object]:
+    """`harness` for a worker process."""
+    data = load(name)
+    return harness(network(data, device), data, n, nfe, Site(Path("."), device, 1))
+
+
+def serve(pipe: Connection, build: Callable, threads: int, clock: str, *facts) -> None:
+    """The life of a process: draw whenever something is sent, and say how long it took."""
+    torch.set_num_threads(threads)
+    measured = timed(build(*facts), clock)
+    pipe.send(None)
+    while pipe.recv():
+        pipe.send(measured())
+
+
+@contextmanager
+def apart(build: Callable, count: int, threads: int, clock: str, *facts) -> Iterator[Callable[[], float]]:
+    """Seconds that `count` processes take to draw at once, each what `build(*facts)` draws."""
+    context = multiprocessing.get_context("spawn")
+    ends = [context.Pipe() for _ in range(count)]
+    words = (build, threads, clock, *facts)
+    processes = [context.Process(target=serve, args=(theirs, *words), daemon=True) for _, theirs in ends]
+
+    def measured() -> float:
+        began = time.perf_counter()
+        for ours, _ in ends:
+            ours.send(True)
+        own = [ours.recv() for ours, _ in ends]
+        return max(own) if clock == "process" else time.perf_counter() - began
+
+    for process in processes:
+        process.start()
+    try:
+        for ours, _ in ends:
+            ours.recv()
+        yield measured
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def rotated(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, after one round that warms up; the order rotates."""
+    names = list(contenders)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-1, rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            took = contenders[name]()
+            if turn >= 0:
+                seconds[name].append(took)
+    return seconds
+
+
+def compared(name: str, nfe: int, n: int, rounds: int, site: Site, clock: str) -> list[Record]:
+    """How many times as fast as the others the harness draws n images; details are images a second."""
+    data = load(name)
+    model = network(data, site.device)
+    size = math.ceil(n / math.ceil(n / (site.micro_batch or default_micro_batch(data, site.device))))
+    x = torch.randn(n, *data.shape, device=site.device)
+    with apart(pipeline, 1, site.threads, clock, name, n, nfe, site.device) as pipe:
+        contenders = {
+            HARNESS: timed(harness(model, data, n, nfe, site), clock),
+            LOOP: timed(bare_loop(model, x, nfe, size, site.execution), clock),
+            PIPELINE: pipe,
+        }
+        took = rotated(contenders, rounds)
+    form = ", compiled" if site.execution.compiled else ""
+    how = f"{n} images by DDIM, {rounds} rounds, {site.threads} thread, {clock} time"
+    fast = site.device != "cpu" or data.dim > SMALL
+    return [
+        record(f"{name}, {nfe} NFE{form}: against the {LOOP}", took, LOOP, n, 0.95, how),
+        record(
+            f"{name}, {nfe} NFE{form}: against the {PIPELINE}", took, PIPELINE, n, 1.5 if fast else None, how
+        ),
+    ]
+
+
+def on_all_cores(name: str, nfe: int, n: int, rounds: int) -> list[Record]:
+    """A worker a core against the pipeline with a thread a core."""
+    count = cores()
+    with (
+        apart(chunk, count, 1, "wall", name, n // count, nfe, "cpu") as workers,
+        apart(pipeline, 1, count, "wall", name, n // count * count, nfe, "cpu") as pipe,
+    ):
+        took = rotated({HARNESS: workers, PIPELINE: pipe}, rounds)
+    how = f"{n} images by DDIM, {rounds} rounds, {count} workers against {count} threads, wall time"
+    return [record(f"{name}, {nfe} NFE, all cores: against the {PIPELINE}", took, PIPELINE, n, 1.5, how)]
+
+
+def record(
+    title: str, took: dict[str, list[float]], other: str, n: int, bound: float | None, how: str
+) -> Record:
+    """How many times as fast as `other` the harness was; details are images a second."""
+    speeds = {who: round(n / median(seconds), 2) for who, seconds in took.items()}
+    return Record(
+        title, ratio(took, other, HARNESS), "x", bound, f"{how}; its time over the harness's", speeds
+    )
+
+
+def measure(small: bool = False) -> list[Record]:
+    """8 x 8 images at two budgets, compiled, and on all cores; 28 x 28 at one."""
+    site = Site(Path("."), "cpu", 1)
+    if small:
+        return compared("digits", 2, 2, 1, site, "process")
+    torch.set_num_threads(1)
+    fast = replace(site, execution=Execution(compiled=True))
+    found = compared("digits", 10, 500, 5, site, "process") + compared("digits", 50, 500, 3, site, "process")
+    found += compared("digits", 10, 500, 5, fast, "process") + on_all_cores("digits", 10, 500, 5)
+    return found + compared("mixture-fashion", 10, 500, 3, site, "process")
+
+
+@click.command()
+@click.option("--data", "name", default="digits", show_default=True, help="Data of which shape.")
+@click.option("--nfe", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--images", type=click.IntRange(1), default=500, show_default=True, help="Images a turn.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Not the pipeline's.")
+@click.option("--compile", is_flag=True, help="Compile the network of the harness and of the loop.")
+def main(name, nfe, images, rounds, device, threads, precision, compile) -> None:
+    """Compare the harness with a bare loop and with diffusers' pipeline once."""
+    torch.set_num_threads(threads)
+    site = Site(Path("."), device, threads, execution=Execution(precision, compile))
+    clock = "process" if device == "cpu" and threads == 1 else "wall"
+    for found in compared(name, nfe, images, rounds, site, clock):
+        click.echo(f"{found.name}: {found.value:.3g} x ({found.how}; images a second: {found.details})")
+
+
+if __name__ == "__main__":
+    main()
