@@ -79,7 +79,7 @@ def place(name: str, folder: Path) -> Iterator[Finding]:
     try:
         with whole(folder / ".writable") as part:
             part.write_text("")
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)
         yield Finding(name, str(folder.absolute()))
         free = shutil.disk_usage(folder).free
         yield Finding(f"{name} disk", f"{free / 1e9:.1f} GB free", free > ROOM)

@@ -1,6 +1,5 @@
 """Adopting rows from other results folders: everything is checked first, then all of it appended or none."""
 
-import json
 import math
 import shutil
 from collections.abc import Sequence

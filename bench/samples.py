@@ -4,19 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 
+from bench import store
+from bench.data.folder import read_npz
 from bench.series import Column
 
 
 def stored(folder: Path, key: str) -> np.ndarray | None:
     """The images kept for a cell, (N, C, H, W) as they were stored; None where there are none to be read."""
-    try:
-        with np.load(folder / "samples" / f"{key}.npz", allow_pickle=False) as file:
-            images = file["samples"]
-    except (OSError, ValueError, KeyError):
+    path = folder / "samples" / f"{key}.npz"
+    if not store.PLAIN.fullmatch(key) or not path.is_file():
         return None
-    return images if images.ndim == 4 and len(images) and images.shape[1] in (1, 3) else None
+    try:
+        images = read_npz(path, ("samples",))["samples"]
+    except click.ClickException:
+        return None
+    sound = images.ndim == 4 and images.size and images.shape[1] in (1, 3) and images.dtype.kind in "uf"
+    return images if sound else None
 
 
 def top_level(images: list[np.ndarray]) -> int:

@@ -47,7 +47,7 @@ def site_of(request: "Request") -> Site:
         request.results.mkdir(parents=True, exist_ok=True)
         with whole(request.results / ".writable") as part:
             part.write_text("")
-        (request.results / ".writable").unlink()
+        (request.results / ".writable").unlink(missing_ok=True)  # another run may be as far
     except OSError as error:
         raise click.ClickException(
             f"the results folder {request.results} cannot be written: {error.strerror}."

@@ -219,14 +219,18 @@ def locate(checkout: str, package: str) -> Path:
 
 
 def read(path: Path) -> Taxonomy:
-    """The taxonomy in one file; raises KeyError or TypeError where a required field is missing."""
+    """The taxonomy in one file; click.ClickException where it is none, or lacks a required field."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is several times faster
-    raw = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    return Taxonomy(
-        surveys={id: _survey(id, survey) for id, survey in raw["surveys"].items()},
-        categories=tuple(_category(category) for category in raw["categories"]),
-        entries={id: _entry(id, entry) for id, entry in raw["entries"].items()},
-    )
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        return Taxonomy(
+            surveys={id: _survey(id, survey) for id, survey in raw["surveys"].items()},
+            categories=tuple(_category(category) for category in raw["categories"]),
+            entries={id: _entry(id, entry) for id, entry in raw["entries"].items()},
+        )
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise click.ClickException(f"{path} is not a taxonomy ({type(error).__name__}: {reason}).") from None
 
 
 def _survey(id: str, raw: dict) -> Survey:

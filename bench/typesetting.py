@@ -10,8 +10,8 @@ from dataclasses import dataclass
 PACKAGES = r"% needs \usepackage{array,booktabs,longtable,pdflscape} and \usepackage[normalem]{ulem}"
 PAGES = ((345, 550), (550, 345))  # points of width and height in LaTeX's article, upright and turned
 # points a character takes, and a line
-TYPES = {"small": (4.75, 11.0), "footnotesize": (4.45, 9.5), "scriptsize": (4.15, 8.0)}
-SMALLEST = "scriptsize"
+TYPES = {"small": (4.75, 11.0), "footnotesize": (4.45, 9.5), "scriptsize": (4.15, 8.0), "tiny": (3.6, 6.0)}
+SMALLEST, LAST = "scriptsize", "tiny"  # to be read, and where nothing else fits
 GAP = 3  # points on either side of a column
 AROUND = 100  # points for a table's caption and notes
 NARROW = 16  # characters below which a text does not want to be wrapped
@@ -126,13 +126,15 @@ def layout(header: Sequence[str], body: Sequence[Sequence[str]]) -> Layout:
     for turned, (width, _) in enumerate(PAGES):
         room = width - 2 * GAP * (len(header) - 1)
         for size, (each, _) in TYPES.items():
-            for fits in (whole, needs):
+            for fits in (whole, needs) if size != LAST else ():
                 if sum(fits) * each <= room:
                     return plan(bool(turned), size, fits)
         widths = shared(needs, floors, texts, room / TYPES[SMALLEST][0])
         narrow = any(w < min(need, NARROW) for w, need in zip(widths, needs))
         if turned or (sum(widths) * TYPES[SMALLEST][0] <= room and not narrow):
             break
+    if sum(widths) * TYPES[SMALLEST][0] > room:
+        return plan(bool(turned), LAST, shared(needs, floors, texts, room / TYPES[LAST][0]))
     return plan(bool(turned), SMALLEST, widths)
 
 

@@ -54,7 +54,11 @@ def load(path: Path | None = None, taxonomy: Taxonomy | None = None) -> "DataFra
 
     path = path or locate("results/published.csv", "literature/published.csv")
     taxonomy = taxonomy or load_taxonomy()
-    raw = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    try:
+        raw = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise click.ClickException(f"{path} cannot be read as a table of UTF-8 text ({reason}).") from None
     if lacking := [name for name in (*TEXTS, *BOOLEANS, *RANGES) if name not in raw.columns]:
         raise click.ClickException(f"{path} lacks the columns {', '.join(lacking)}.")
     frame = raw.copy()
