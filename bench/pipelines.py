@@ -28,6 +28,16 @@ UNET, WEIGHTS = "config.json", "diffusion_pytorch_model"
 def opened(place: str, data: Data, how: How) -> tuple[Denoiser, dict]:
     """The denoiser of a diffusers pipeline, a folder or a hub's id, and a card; ClickException where it is
     not a UNet2DModel of a process that is known here, or not for `data`.
+    """
+    try:
+        return read(place, data, how)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise click.ClickException(f"a configuration in {place} says what cannot be ({reason}).") from None
+
+
+def read(place: str, data: Data, how: How) -> tuple[Denoiser, dict]:
+    """As `opened`, raising whatever follows from a configuration that holds no sense.
 
     A process in discrete steps becomes a Table, ScoreSdeVePipeline's a VE schedule. Learned variances are
     `Prediction.extra`.

@@ -188,6 +188,14 @@ def test_loading_weights_replaces_the_whole_mixture():
     torch.testing.assert_close(one.denoise(z, 0.3), other.denoise(z, 0.3))
 
 
+def test_loading_the_weights_that_a_mixture_has_changes_no_bit_of_its_answers():
+    m = mixture().float()
+    z = noisy(m, 0.3)
+    before = m.denoise(z, 0.3)
+    m.load_state_dict(m.state_dict())
+    assert torch.equal(m.denoise(z, 0.3), before)
+
+
 def test_same_seed_draws_the_same_points_in_both_precisions():
     draws = [m.sample(20, torch.Generator().manual_seed(5)) for m in (mixture(), mixture().float())]
     torch.testing.assert_close(draws[1].double(), draws[0], rtol=0, atol=1e-5)

@@ -87,12 +87,15 @@ def read(path: Path) -> tuple[GaussianMixture, tuple[int, ...]]:
         basis, triangle = torch.linalg.qr(tensors["basis"])
         tensors["basis"] = basis * triangle.diagonal(dim1=-2, dim2=-1).sign()[:, None]
         mixture = GaussianMixture(**tensors)
-        if mixture.dim != math.prod(shape):
+        if mixture.dim != math.prod(shape) or min(shape) < 1:
             raise ValueError(f"{mixture.dim} dimensions do not make {shape}")
+        positive = mixture.weights.min() > 0 and min(mixture.excess.min(), mixture.floor.min()) >= 0
+        if not positive or not all(tensor.isfinite().all() for tensor in mixture.state_dict().values()):
+            raise ValueError("these are no weights and variances")
         return mixture, shape
     except FileNotFoundError:
         raise click.ClickException(f"there is no file {path}") from None
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError):
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError):
         raise click.ClickException(
             f"{path} is not a mixture: make one with `python -m bench.data.exact NAME --out FILE`"
         ) from None

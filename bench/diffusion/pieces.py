@@ -31,7 +31,7 @@ class Damaged(ValueError):
 def bytes_of(size: str) -> int:
     """`4MB` in bytes; ValueError for what is no size."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB)?", size.strip().upper())
-    if not found or float(found[1]) <= 0:
+    if not found or not 0 < float(found[1]) < 2**63:
         raise ValueError(f"{size!r} is no size: give a number with KB, MB or GB, such as 4MB.")
     return int(float(found[1]) * UNITS[found[2] or ""])
 
@@ -88,9 +88,10 @@ def sealed(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, st
 def read_index(path: Path) -> dict:
     try:
         facts = json.loads(index_of(path).read_text())
-        names = [name for name in facts["sha256"] if Path(name).name == name]
-        return {"sha256": {name: facts["sha256"][name] for name in names}, "metadata": facts["metadata"]}
-    except (ValueError, KeyError, TypeError):
+        names = [name for name in facts["sha256"] if PIECE.search(name) and Path(name).name == name]
+        sums = {name: facts["sha256"][name] for name in names}
+        return {"sha256": sums, "metadata": dict(facts["metadata"])}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Damaged(f"{index_of(path)} is not the index of a checkpoint; bring it again.") from None
 
 

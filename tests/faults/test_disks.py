@@ -165,3 +165,10 @@ def test_a_cache_that_may_only_be_read_is_said_in_a_sentence(tmp_path, monkeypat
     with read_only(cache):
         result = run(tmp_path / "runs")
     assert_said(result)
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    assert run(tmp_path / "runs", "4").exit_code == 0
+    os.mkfifo(tmp_path / "pipe")  # as /dev/null would be by an administrator
+    assert_said(bench("report", "--out", tmp_path / "pipe", results=tmp_path / "runs"))
+    assert (tmp_path / "pipe").is_fifo()
