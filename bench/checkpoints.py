@@ -13,7 +13,7 @@ from bench.diffusion.adapters import Discrete
 from bench.diffusion.denoiser import Denoiser, untrained
 from bench.diffusion.networks import MLP, UNet, unet2d
 from bench.diffusion.schedule import EDM, ddpm_table
-from bench.models import How, fill, read_card, sha256_of, tensors_of
+from bench.models import How, contents, fill, read_card, sha256_of, tensors_of
 
 SHIPPED = Path(__file__).parent / "shipped"  # NAME OF THE DATA/{model.safetensors, card.json}
 
@@ -70,8 +70,8 @@ def loaded(folder: Path, data: Data, how: How) -> tuple[Denoiser, dict]:
         )
     try:
         bare = card.get("recipe") == "denoiser" and "architecture" not in card  # an old card
-        model = untrained(data) if bare else rebuilt(card["architecture"])
-    except (KeyError, TypeError, ValueError) as error:
+        model = untrained(data) if bare else rebuilt(modest(card["architecture"], folder))
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         what = card.get("recipe") or card.get("method") or "network"
         raise click.ClickException(
             f"{folder} holds a {what} whose card does not state a denoiser ({error}); give the folder of a "
@@ -80,6 +80,19 @@ def loaded(folder: Path, data: Data, how: How) -> tuple[Denoiser, dict]:
     suited(model.shape, data, str(folder))
     fill(model, folder / "model.safetensors", card["sha256"])
     return of_data(model, data, str(folder)).eval().to(how.device), card
+
+
+def modest(facts: dict, folder: Path) -> dict:
+    """The architecture, if its sizes can be those of the weights in the folder; ValueError where they cannot:
+    a card could ask for a network that fills the memory, long before its weights are held against it.
+    """
+    tensors = contents(folder / "model.safetensors")
+    widest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    wide = [facts.get(name, 0) for name in ("width", "classes", "channels")]
+    deep = max(facts.get("layers", 0), facts.get("blocks", 0))
+    if max(facts["shape"][0], *facts.get("widths", ()), *wide) > widest or deep > len(tensors):
+        raise ValueError("its weights are not of such sizes")
+    return facts
 
 
 def of_data(model: Denoiser, data: Data, place: str) -> Denoiser:

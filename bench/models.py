@@ -194,13 +194,7 @@ def fill(model: nn.Module, path: Path, sha256: str | None = None) -> None:
     """Load tensors into a model; one sentence if the file is torn, of another network, or not what its card
     says.
     """
-    try:
-        tensors, _ = pieces.read(path)
-    except pieces.Damaged as damage:
-        raise click.ClickException(str(damage)) from None
-    except OSError as error:
-        raise click.ClickException(f"{path} cannot be read: {error.strerror or error}.") from None
-    own = model.state_dict()
+    tensors, own = contents(path), model.state_dict()
     wrong = sorted(
         name for name in own.keys() | tensors.keys() if not same_shape(own.get(name), tensors.get(name))
     )
@@ -211,6 +205,16 @@ def fill(model: nn.Module, path: Path, sha256: str | None = None) -> None:
     model.load_state_dict(tensors)
     if sha256 and sha256_of(model) != sha256:
         raise click.ClickException(f"{path} is not what its card says: its sha256 differs.")
+
+
+def contents(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint; one sentence where it cannot be read."""
+    try:
+        return pieces.read(path)[0]
+    except pieces.Damaged as damage:
+        raise click.ClickException(str(damage)) from None
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 def same_shape(a: Tensor | None, b: Tensor | None) -> bool:

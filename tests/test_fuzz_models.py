@@ -75,6 +75,18 @@ def test_a_card_with_fields_of_another_kind_is_said(checkpoint, vectors, place, 
     tried(str(folder), vectors)
 
 
+@pytest.mark.parametrize("sizes", [{"width": 10**6}, {"blocks": 10**9}, {"shape": [10**9]}, {"width": -1}])
+def test_a_card_that_asks_for_a_network_too_large_for_its_weights_is_refused(
+    checkpoint, vectors, place, sizes
+):
+    folder = place / "immodest"
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    card = json.loads((checkpoint / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"architecture": card["architecture"] | sizes}))
+    with pytest.raises(click.ClickException), within(20):
+        bases.base_of(str(folder), data_sets.load(vectors))
+
+
 @given(inputs=st.data())
 def test_a_checkpoint_in_damaged_pieces_is_said(checkpoint, vectors, place, inputs):
     from bench.diffusion import pieces

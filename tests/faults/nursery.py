@@ -52,7 +52,9 @@ class Nursery:
         return self
 
     def __exit__(self, *_) -> None:
-        self.kill()
+        if self.groups:
+            self.kill()
+            self.wait()
         self.process.stdin.close()
         self.process.wait(20)
 
@@ -63,9 +65,16 @@ class Nursery:
         return self.groups
 
     def wait(self, seconds: float | None = None) -> list[int] | None:
-        """The exit codes (-9 for one that was killed), or None if some still run after so many seconds."""
+        """The exit codes (-9 for one that was killed), or None if some still run after so many seconds.
+        Workers that outlived their run go with it: later its number may be another's.
+        """
         ready, _, _ = select.select([self.process.stdout], [], [], seconds)
-        return json.loads(self.process.stdout.readline()) if ready else None
+        if not ready:
+            return None
+        codes = json.loads(self.process.stdout.readline())
+        self.kill()
+        self.groups = []
+        return codes
 
     def kill(self, workers: bool = True) -> None:
         """Kill -9: every child with its workers, or the children alone."""

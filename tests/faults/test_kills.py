@@ -123,12 +123,11 @@ def test_the_workers_of_a_killed_run_do_not_outlive_it(nursery, tmp_path):
     while len(alive(leader)) < 3 and time.monotonic() < deadline:  # itself and two workers, or a tracker
         time.sleep(0.05)
     os.kill(leader, signal.SIGKILL)
-    nursery.wait()
     deadline = time.monotonic() + 20
     while alive(leader) and time.monotonic() < deadline:
         time.sleep(0.1)
     orphans = alive(leader)
-    nursery.kill()
+    nursery.wait()
     assert not orphans
 
 
