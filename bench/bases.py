@@ -30,7 +30,7 @@ from bench.diffusion.latents import Autoencoder
 from bench.diffusion.networks import MLP, image_net
 from bench.diffusion.schedule import EDM
 from bench.diffusion.training import denoising_loss
-from bench.models import How, fill, prepared, read_card, sha256_of
+from bench.models import How, fill, home, prepared, read_card, sha256_of, sound
 
 IMAGES = {8: 400_000, 28: 600_000, 32: 10_000_000}  # training budget by resolution, in images seen
 
@@ -90,33 +90,58 @@ def unguided(
     if asked.kind == "folder":
         return loaded(Path(asked.place), data, how)
     name = asked.place
-    if name in EXACT and data.exact is not None:
+    if known_exactly(name, data):
         identity = data.fingerprint[:16] if name == "denoiser" else key_of([data.fingerprint, name])
         return EXACT[name](data, how), {"sha256": f"exact:{identity}", "images": 0, "seconds": 0.0}
-    recipe = RECIPES[name]
-    images = asked.images or images or round(recipe.share * default_images(data))
-    facts = {
-        "recipe": name,
-        "version": recipe.version,
-        "data": data.fingerprint,
-        "images": images,
-        "seed": seed,
-    }
+    recipe, facts = RECIPES[name], facts_of(asked, data, seed, images)
     if folder := shipped(data, facts):
         model = seeded_build(recipe, data, seed)
         card = read_card(folder)
         fill(model, folder / "model.safetensors", card["sha256"])
         return model.eval().to(how.device), card
     return prepared(
-        f"{name}-{key_of(data.name, 4) if ':' in data.name else data.name}",
+        kept_name(name, data),
         facts,
         lambda: seeded_build(recipe, data, seed),
-        lambda model: recipe.train(model, data, images),
+        lambda model: recipe.train(model, data, facts["images"]),
         seed=seed,
         how=how,
         label=f"training the {name} of {data.name}",
         finish=lambda model: {"data_name": data.name, **recipe.finish(model, data)},
     )
+
+
+def identity(spec: str, data: Data, seed: int = 0, how: How = How()) -> str:
+    """The sha256 of the model that `base_of` gives. One that a recipe trained before is held against its card
+    and not built, which takes longer.
+    """
+    asked = specs.parsed(spec, RECIPES)
+    if asked.kind == "recipe" and not asked.steered and not known_exactly(asked.place, data):
+        facts = facts_of(asked, data, seed, None)
+        folder = shipped(data, facts) or home(kept_name(asked.place, data), facts)
+        if found := sound(folder):
+            return found
+    return base_of(spec, data, seed, None, how)[1]["sha256"]
+
+
+def known_exactly(name: str, data: Data) -> bool:
+    return name in EXACT and data.exact is not None
+
+
+def facts_of(asked: specs.Spec, data: Data, seed: int, images: int | None) -> dict:
+    """What determines the model that a recipe trains."""
+    recipe = RECIPES[asked.place]
+    return {
+        "recipe": asked.place,
+        "version": recipe.version,
+        "data": data.fingerprint,
+        "images": asked.images or images or round(recipe.share * default_images(data)),
+        "seed": seed,
+    }
+
+
+def kept_name(recipe: str, data: Data) -> str:
+    return f"{recipe}-{key_of(data.name, 4) if ':' in data.name else data.name}"
 
 
 def classifier_guided(

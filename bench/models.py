@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def prepared(
     """The model that `facts` determine: loaded where it was trained before, else trained, resuming what was
     begun. Its card says in which `folder` it lies.
     """
-    folder = cache_dir() / "models" / f"{name}-{key_of(facts)}"
+    folder = home(name, facts)
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
     place = {"folder": str(folder)}
@@ -115,6 +115,22 @@ def prepared(
                 pieces.remove(training.checkpoint_of(folder, loop))
         cut(folder, how)
     return model, card | place
+
+
+def home(name: str, facts: dict) -> Path:
+    """Where in the cache the model that `facts` determine lies."""
+    return cache_dir() / "models" / f"{name}-{key_of(facts)}"
+
+
+def sound(folder: Path) -> str | None:
+    """The sha256 on a model's card, if the tensors beside it are of that sha256."""
+    card = read_card(folder)
+    if not card or not pieces.there(folder / "model.safetensors"):
+        return None
+    with suppress(click.ClickException):
+        if sha256_of_tensors(contents(folder / "model.safetensors")) == card["sha256"]:
+            return card["sha256"]
+    return None
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def base_ids(request: Request, data: Data, methods: list, progress: Progress | N
     ids = {}
     for name in dict.fromkeys(name for plugin, _ in methods for name in plugin.recipes):
         spec = request.base if name == "denoiser" else name
-        ids[name] = bases.base_of(spec, data, request.train_seed, None, how)[1]["sha256"]
+        ids[name] = bases.identity(spec, data, request.train_seed, how)
     return ids
 
 
