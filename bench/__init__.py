@@ -9,7 +9,7 @@ __all__ = ["rows", "run"]
 def __getattr__(name: str):
     """`bench.run` and `bench.rows`, imported when asked for: `bench --help` must not pay for torch."""
     if name == "run":
-        from bench.runner import run
+        from bench.running.runner import run
 
         return run
     if name == "rows":

@@ -14,9 +14,9 @@ import torch
 from bench import registry
 from bench.checks import Skip, Wrong, convergence, declared, learning, likelihoods, sampling
 from bench.checks.subject import Subject, sentence
-from bench.executors import Lost, mapped
-from bench.models import cores
+from bench.models.kept import cores
 from bench.registry import Plugin
+from bench.running.executors import Lost, mapped
 
 # name, what is asked, and the check without which it cannot be asked
 CHECKS: tuple[tuple[str, Callable[[Subject], str], str], ...] = (

@@ -170,26 +170,27 @@ def run(
     methods, category, leaf, survey, data, plugin_files, dry_run, style, quiet, device, **settings
 ) -> None:
     """Measure METHODS (name[:param=a,b]...) and print the table; goes on where an earlier run stopped."""
-    from bench import plan as plans
+    from bench.running import planning
+    from bench.running.plan import Request
+    from bench.running.sites import device_of
     from bench.selection import Selection, data_of
-    from bench.sites import device_of
 
     device = device_of(device)
     selection = Selection(methods, category, leaf, survey, plugin_files)
     names = [data] if data else data_of(selection)
-    requests = [plans.Request(selection, data=name, device=device, **settings) for name in names]
+    requests = [Request(selection, data=name, device=device, **settings) for name in names]
     if dry_run:
         for request in requests:
-            click.echo(plans.described(plans.planned(request, train=False)))
+            click.echo(planning.described(planning.planned(request, train=False)))
         return
-    from bench import runner
     from bench.progress import Progress
-    from bench.rendering import render
+    from bench.reporting.rendering import render
+    from bench.running import runner
 
     failed = False
     for request in requests:
         with Progress(quiet) as progress:
-            plan = plans.planned(request, progress)
+            plan = planning.planned(request, progress)
             runner.execute(plan, progress)
         found = runner.results(plan)
         click.echo(render(found.tables, style, found.baselines))
@@ -212,7 +213,7 @@ def run(
 @RESULTS
 def score(path, data, metrics, extractor, statistics, method, nfe, style, results) -> None:
     """FID, IS, KID with error bars for anyone's samples (.npz or a folder of images)."""
-    from bench.scoring import score_file
+    from bench.running.scoring import score_file
 
     adopt = (results, method, nfe) if method else None
     found = score_file(path, data, metrics, extractor, adopt, statistics)

@@ -17,7 +17,7 @@ import click
 import torch
 from torch import Tensor
 
-from bench.metrics.features import Extractor
+from bench.metrics.extractor import Extractor
 from bench.metrics.fidelity import measure
 from bench.metrics.references import Reference
 

@@ -17,9 +17,10 @@ CROOKED = 0.05  # of the greatest time, by which no point should miss its line
 
 def seconds(samples: int, methods: int, nfe: int) -> float:
     """This process's seconds for a run of so many lines of DDIM, of one cost whatever their parameter is."""
-    from bench import runner
-    from bench.plan import Request, planned
     from bench.progress import Progress
+    from bench.running import runner
+    from bench.running.plan import Request
+    from bench.running.planning import planned
     from bench.selection import Selection
 
     lines = ("ddim:eta=" + ",".join(f"{k / 10:g}" for k in range(methods)),)

@@ -37,8 +37,8 @@ from bench.diffusion.denoiser import FORMS, Denoiser, untrained
 from bench.diffusion.execution import PRECISIONS, Execution, placed
 from bench.diffusion.schedule import SCHEDULES
 from bench.job import Cell
-from bench.models import cores
-from bench.worker import Ready, Site, ask, default_micro_batch
+from bench.models.kept import cores
+from bench.running.worker import Ready, Site, ask, default_micro_batch
 from benchmarks.record import Record, ratio
 
 SMALL = 100  # dimensions up to which one thread has nothing to win but pages

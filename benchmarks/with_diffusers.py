@@ -75,9 +75,9 @@ def main(samples: int, nfe: str, base: str) -> None:
     """Print FID and the Inception score of every scheduler at every budget."""
     from torch_fidelity import calculate_metrics
 
-    from bench import bases
     from bench.data import load
     from bench.metrics.features import register
+    from bench.models import bases
 
     register()
     torch.manual_seed(0)

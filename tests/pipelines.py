@@ -5,8 +5,8 @@ from pathlib import Path
 import diffusers
 import torch
 
-from bench import bases
 from bench.data import load
+from bench.models import bases
 
 DIGITS = load("digits")
 BLOCKS = {

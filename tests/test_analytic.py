@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from bench import bases
 from bench.data import load
 from bench.diffusion import training
 from bench.diffusion.counting import counting
@@ -17,6 +16,7 @@ from bench.diffusion.exact import ExactNetwork, GaussianMixture
 from bench.diffusion.networks import MLP, UNet, second_head
 from bench.diffusion.schedule import EDM, SCHEDULES
 from bench.method import Method
+from bench.models import bases
 
 FOLDER = {"watson_dp": "sampling_acceleration.discretization", "ddpm": "foundations"}
 HEADS = ("sn_ddpm", "npr_ddpm")

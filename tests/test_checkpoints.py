@@ -8,11 +8,11 @@ import pytest
 import torch
 from running import bench
 
-from bench import bases, checkpoints
 from bench.cache import write_json
 from bench.data import load
 from bench.diffusion.denoiser import Denoiser, untrained
-from bench.models import read_card
+from bench.models import bases, checkpoints
+from bench.models.kept import read_card
 
 DIGITS = load("digits")
 SPECS = ("denoiser@256", "ddpm@256", "conditional@256")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from bench import bases
 from bench.data import load
 from bench.diffusion import training
 from bench.diffusion.cld import CLD, AugmentedDenoiser, applied, hybrid_loss, lower, spread
@@ -16,6 +15,7 @@ from bench.diffusion.counting import counting
 from bench.diffusion.exact import ExactNetwork, GaussianMixture
 from bench.diffusion.networks import MLP
 from bench.diffusion.training import seeded
+from bench.models import bases
 from zoo.sampling_acceleration.ode_solver.gddim import GDDIM, rotations, stirred
 from zoo.sampling_acceleration.sde_solver.cld import CLD as SSCS
 

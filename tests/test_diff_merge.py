@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from bench import protocol, store
 from bench.cache import canonical
 from bench.cli import main
-from bench.differences import compare
 from bench.job import Cell, Row
-from bench.merging import merge
+from bench.reporting.differences import compare
+from bench.upkeep.merging import merge
 
 FACTS = {"samples": 2000, "chunk": 500, "extractor": "digits"}
 NOISE = np.random.default_rng(0).normal(size=20)

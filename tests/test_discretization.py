@@ -5,13 +5,13 @@ import itertools
 import pytest
 import torch
 
-from bench import bases, models
 from bench.data import load
 from bench.diffusion import training
 from bench.diffusion.counting import counting
 from bench.diffusion.dynamic import cheapest_paths
 from bench.diffusion.schedule import SCHEDULES
 from bench.diffusion.steps import heun
+from bench.models import bases, kept
 from zoo.sampling_acceleration.discretization.amed import AMED
 from zoo.sampling_acceleration.discretization.ddss import DDSS
 from zoo.sampling_acceleration.discretization.genie import GENIE, derivative
@@ -110,10 +110,10 @@ def test_amed_learns_to_follow_the_flow():
 
 def test_training_amed_leaves_the_shared_base_as_it_was():
     data, base = load("mixture2d"), bases.new_denoiser(load("mixture2d")).under(SCHEDULES["edm"]())
-    known = models.sha256_of(base)
+    known = kept.sha256_of(base)
     model = AMED().build(base, data, 3)
     AMED().train(model, base, data, 300, 3)
-    assert models.sha256_of(base) == known
+    assert kept.sha256_of(base) == known
     assert all(p.requires_grad and p.grad is None for p in base.parameters())
 
 

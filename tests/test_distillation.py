@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import bases, registry
+from bench import registry
 from bench.data import load
 from bench.diffusion import training
 from bench.diffusion.counting import counting
 from bench.diffusion.distillation import consistent, pairs, student_of
 from bench.diffusion.schedule import SCHEDULES
 from bench.diffusion.steps import ddim
-from bench.worker import built
+from bench.models import bases
+from bench.running.worker import built
 
 NAMES = (
     "denoising_student",

@@ -8,7 +8,7 @@ from running import bench
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench import plan, protocol, store
+from bench import protocol, store
 from bench.commands.training import train
 from bench.diffusion import execution
 from bench.diffusion.counting import Counted, counting
@@ -16,6 +16,7 @@ from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.execution import PRECISIONS, Execution
 from bench.diffusion.networks import UNet
 from bench.diffusion.schedule import VP
+from bench.running.plan import Request
 from bench.selection import Selection
 
 BF16 = Execution("bf16")
@@ -143,10 +144,10 @@ def test_fp32_leaves_a_protocol_as_it_was_and_other_precisions_do_not():
 
 def test_a_precision_is_part_of_what_was_asked(tmp_path):
     def planned(**settings):
-        request = plan.Request(
+        request = Request(
             Selection(("ddim",)), "mixture2d", nfe=(3,), samples=40, results=tmp_path, **settings
         )
-        return plan.planned(request, train=False)
+        return planned(request, train=False)
 
     plain, named, mixed = planned(), planned(precision="fp32"), planned(precision="bf16")
     assert plain.cells[0].key == named.cells[0].key != mixed.cells[0].key

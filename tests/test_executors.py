@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
-from bench.crews import Died
-from bench.executors import Here, Lost, Pool, local, mapped
+from bench.running.crews import Died
+from bench.running.executors import Here, Lost, Pool, local, mapped
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from running import bench
 from safetensors.torch import save
 
-from bench import bases
 from bench import data as data_sets
+from bench.models import bases
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def vectors(place):
 @pytest.fixture(scope="module")
 def checkpoint(vectors, place):
     """A folder with a trained network and its card, as training leaves it."""
-    from bench import bases
+    from bench.models import bases
 
     found = place / "checkpoint"
     with pytest.MonkeyPatch.context() as patched:
@@ -148,7 +148,7 @@ PLACES = r"(denoiser|vae|gan|guided|conditional|x\.py|/dev/null|\.)[@:]?[0-9a-z=
 
 @given(spec=st.text(max_size=12) | st.from_regex(PLACES, fullmatch=True))
 def test_any_text_as_a_base_is_one_or_refused(spec):
-    from bench import specs
+    from bench.models import specs
 
     try:
         found = specs.parsed(spec, bases.RECIPES)
@@ -160,7 +160,7 @@ def test_any_text_as_a_base_is_one_or_refused(spec):
 
 @given(inputs=st.data())
 def test_a_damaged_chunk_counts_as_none(place, inputs):
-    from bench.chunks import checksum, read_chunk
+    from bench.running.chunks import checksum, read_chunk
 
     tensors = {"samples": torch.zeros(2, 2)}
     content = save(tensors, {"chunk": '{"number": 0}', "sha256": checksum(tensors)})

@@ -8,13 +8,14 @@ import pytest
 import torch
 from running import bench, facts
 
-from bench import bases, checkpoints, registry, specs
+from bench import registry
 from bench.data import load
 from bench.diffusion import training
 from bench.diffusion.counting import counting
 from bench.diffusion.guidance import drawn, told
 from bench.diffusion.schedule import ddpm_table
 from bench.diffusion.training import seeded
+from bench.models import bases, checkpoints, specs
 
 RING, DIGITS = load("mixture2d"), load("digits")
 SIGMAS = torch.tensor([0.02, 0.1, 0.4, 1.0, 3.0, 10.0, 80.0, 0.2])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import bases
 from bench.data import load
 from bench.diffusion.counting import Counted, counting
 from bench.diffusion.training import seeded, session
+from bench.models import bases
 from zoo.sampling_acceleration.hybrid import ddgan
 from zoo.sampling_acceleration.hybrid.ddgan import DDGAN
 from zoo.sampling_acceleration.hybrid.diffuse_vae import DiffuseVAE

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 import pytest
 from running import ROOT, SMALL, bench, facts, ran
 
-from bench import bases, store, tasks
+from bench import store
+from bench.models import bases
+from bench.running import tasks
 
 
 def test_a_torn_last_row_is_healed_and_nothing_before_it_is_lost(tmp_path):

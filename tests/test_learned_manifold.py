@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from bench import bases
 from bench.data import load
 from bench.diffusion import training
 from bench.diffusion.counting import counting
@@ -22,6 +21,7 @@ from bench.diffusion.latents import (
     net_of,
 )
 from bench.diffusion.schedule import VP, ddpm_table
+from bench.models import bases
 from zoo.data_generalisation.learned_manifold.dvdp import DVDP
 from zoo.data_generalisation.learned_manifold.ldm import LDM
 from zoo.data_generalisation.learned_manifold.lsgm import LSGM

@@ -11,14 +11,14 @@ from click.testing import CliRunner
 from test_tables import row
 
 from bench import taxonomy
-from bench.cards import card, idea
 from bench.cli import main
 from bench.literature import published, surveys, views
 from bench.literature.beside import Reason, beside, verdict, why_they_differ
 from bench.literature.citing import bibtex
 from bench.literature.crosswalk import crosswalk, survey_coverage
-from bench.sheets import FORMATS, Cell, Sheet, escaped, render
-from bench.tables import Reading, tables
+from bench.reporting.cards import card, idea
+from bench.reporting.sheets import FORMATS, Cell, Sheet, escaped, render
+from bench.reporting.tables import Reading, tables
 
 
 def bench(*words):

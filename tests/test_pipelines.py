@@ -12,10 +12,11 @@ import torch
 from pipelines import DIGITS, ddim, opened, unet
 from running import bench
 
-from bench import bases, pipelines, registry
+from bench import registry
 from bench.diffusion.counting import counting
 from bench.diffusion.denoiser import FORMS
 from bench.diffusion.schedule import SCHEDULES
+from bench.models import bases, pipelines
 
 PROCESSES = {
     "linear": {},

@@ -7,10 +7,11 @@ import pytest
 from click.testing import CliRunner
 from measured_rows import PROTOCOL, measured, row
 
-from bench import samples, series, store
+from bench import store
 from bench.cli import main
-from bench.panels import apart
-from bench.series import Line, columns_of, looks, measured_order, pareto, reading_of, scale_of
+from bench.reporting import samples, series
+from bench.reporting.panels import apart
+from bench.reporting.series import Line, columns_of, looks, measured_order, pareto, reading_of, scale_of
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from measured_rows import HOSTILE, PROTOCOL, measured, row
 
 from bench import registry, store
-from bench import report as reports
 from bench.cli import main
-from bench.reporting.cards import account, paper
+from bench.reporting import report as reports
+from bench.reporting.cards_in_html import account, paper
 from bench.reporting.numbers import command_of, embedded, metrics_of
 
 

@@ -5,8 +5,8 @@ import pytest
 from click.testing import CliRunner
 from measured_rows import measured
 
-from bench import report as reports
 from bench.cli import main
+from bench.reporting import report as reports
 
 pytestmark = pytest.mark.skipif(chromium.found() is None, reason="there is no chromium on this machine")
 

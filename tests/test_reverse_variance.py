@@ -8,7 +8,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from bench import bases
 from bench.data import load
 from bench.diffusion import training
 from bench.diffusion.counting import counting
@@ -19,6 +18,7 @@ from bench.diffusion.schedule import SCHEDULES, cosine_table, ddpm_table, linear
 from bench.diffusion.steps import posterior
 from bench.diffusion.training import denoising_loss, seeded
 from bench.method import Method
+from bench.models import bases
 from zoo.likelihood_improvement.reverse_variance.iddpm import HISTORY, remember
 from zoo.likelihood_improvement.reverse_variance.stf import stable
 

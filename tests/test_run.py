@@ -9,8 +9,10 @@ import pytest
 import torch
 from running import ROOT, SMALL, bench, facts, ran
 
-from bench import bases, store, worker
+from bench import store
 from bench.data import load
+from bench.models import bases
+from bench.running import worker
 
 
 @pytest.fixture(autouse=True)

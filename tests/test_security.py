@@ -17,7 +17,7 @@ from bench.job import Row
 SOURCES = sorted(path for folder in ("bench", "zoo") for path in (ROOT / folder).rglob("*.py"))
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # Plugins' and bases' own code, which somebody asked for by naming its file.
-CODE = {"bench/registry.py", "bench/bases.py", "bench/specs.py", "bench/checks/subject.py"}
+CODE = {"bench/registry.py", "bench/models/bases.py", "bench/models/specs.py", "bench/checks/subject.py"}
 
 
 def called(node: ast.Call) -> str:

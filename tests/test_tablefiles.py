@@ -8,7 +8,7 @@ from test_diff_merge import FACTS, row
 
 from bench import protocol, store
 from bench.cli import main
-from bench.tablefiles import ENDINGS, LITERATURE, files, stale, write
+from bench.reporting.tablefiles import ENDINGS, LITERATURE, files, stale, write
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

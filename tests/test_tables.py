@@ -8,8 +8,8 @@ import pytest
 
 from bench import registry
 from bench.job import Row
-from bench.rendering import render, rounded
-from bench.tables import Reading, tables
+from bench.reporting.rendering import render, rounded
+from bench.reporting.tables import Reading, tables
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(size=20)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bench.data import load
 from bench.diffusion.training import seeded
-from bench.worker import Site
+from bench.running.worker import Site
 from benchmarks import throughput
 
 SITE = Site(Path("."), "cpu", 1, micro_batch=3)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import bases
 from bench.data import load
 from bench.diffusion.counting import Counted, counting
 from bench.diffusion.schedule import VP
 from bench.diffusion.training import seeded, session
+from bench.models import bases
 from zoo.sampling_acceleration.ode_solver.ddim import DDIM
 from zoo.sampling_acceleration.truncation.es_ddpm import ESDDPM
 from zoo.sampling_acceleration.truncation.tdpm import TDPM

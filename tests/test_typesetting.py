@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.typesetting import PACKAGES, layout, typeset
+from bench.reporting.typesetting import PACKAGES, layout, typeset
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 COMPILER = shutil.which("pdflatex")

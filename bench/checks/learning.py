@@ -6,11 +6,11 @@ from statistics import median
 import torch
 from torch import nn
 
-from bench import bases, models
 from bench.checks import Wrong
 from bench.checks.subject import Subject, exact, make
 from bench.data import Data
 from bench.diffusion.schedule import SCHEDULES
+from bench.models import bases, kept
 
 STEPS, BATCH = 200, 128
 
@@ -25,9 +25,9 @@ def training(subject: Subject) -> str:
     # where the truth stands in for a network, the network itself
     fields = {"learned": True} if "learned" in subject.plugin.parameters else {}
     before = make(subject.cls, base, data, nfe, schedule, fields, trained=False)
-    tensors = models.tensors_of(before.model)
+    tensors = kept.tensors_of(before.model)
     after = make(subject.cls, base, data, nfe, schedule, fields, images=images, every=1)
-    changed = models.tensors_of(after.model)
+    changed = kept.tensors_of(after.model)
     broken = [name for name, t in changed.items() if t.is_floating_point() and bool(t.isnan().any())]
     if broken:
         raise Wrong(f"after training, {broken[0]} is not a number in places.")

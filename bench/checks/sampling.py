@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench import models
-from bench.calibration import calibrate
 from bench.checks import Skip, Wrong
 from bench.checks.subject import EXACT, ROWS, Subject, again, drawn, fresh_class, make, sentence, start
 from bench.checks.watch import CommonNoise, Watch
 from bench.diffusion.counting import OverBudget, counters, counting
 from bench.job import Cell
-from bench.worker import SLACK, Ready, Site
+from bench.models import kept
+from bench.running.calibration import calibrate
+from bench.running.worker import SLACK, Ready, Site
 
 CLOSE = 1e-4  # of the samples' range: what micro-batches may change
 
@@ -256,8 +256,8 @@ def state(subject: Subject) -> str:
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        save_file(models.tensors_of(asked.model), path)
-        models.fill(fresh.model, path)
+        save_file(kept.tensors_of(asked.model), path)
+        kept.fill(fresh.model, path)
     try:
         loaded = drawn(fresh, nfe).samples
     except Exception as error:

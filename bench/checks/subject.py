@@ -11,7 +11,6 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 
-from bench import bases
 from bench.checks import Skip, Wrong
 from bench.data import Data, load
 from bench.diffusion import training
@@ -21,8 +20,9 @@ from bench.diffusion.exact import ExactNetwork
 from bench.diffusion.schedule import EDM, SCHEDULES
 from bench.diffusion.training import seeded
 from bench.method import Method
+from bench.models import bases
 from bench.registry import Plugin
-from bench.worker import built
+from bench.running.worker import built
 
 # kind -> the data whose truth is known
 EXACT = {

@@ -6,7 +6,7 @@ from torch import Tensor, nn, rand, randn
 from torch.overrides import TorchFunctionMode
 
 from bench.diffusion.counting import Counted, counters
-from bench.worker import uncounted
+from bench.running.worker import uncounted
 
 
 class Watch(TorchFunctionMode):

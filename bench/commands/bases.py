@@ -19,10 +19,10 @@ import click
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of training [0].")
 def export(data, base, folder, to, seed) -> None:
     """Write a shared base of DATA into a new FOLDER; it is trained first if need be."""
-    from bench import bases, checkpoints, specs
     from bench.data import load
     from bench.diffusion.denoiser import Denoiser
-    from bench.pipelines import exported
+    from bench.models import bases, checkpoints, specs
+    from bench.models.pipelines import exported
 
     if folder.exists() and any(folder.iterdir()):
         raise click.ClickException(f"{folder} is not empty; give a new folder.")

@@ -21,7 +21,7 @@ from bench.commands.options import REFERENCE, RESULTS, Numbers, folder_of
 @RESULTS
 def plot(data, metric, nfe, kind, out, reference, results) -> None:
     """Figures of what was measured, into plots/ of the results folder or the one file asked for."""
-    from bench.plots import plot as drawn
+    from bench.reporting.plots import plot as drawn
 
     for path in drawn(folder_of(results, reference), kind, data, metric, nfe, out):
         click.echo(str(path))
@@ -35,7 +35,7 @@ def plot(data, metric, nfe, kind, out, reference, results) -> None:
 @RESULTS
 def report(out, reference, results) -> None:
     """One HTML file with everything measured: table, curves, samples, methods, protocol."""
-    from bench.report import write
+    from bench.reporting.report import write
 
     folder = folder_of(results, reference)
     path = write(folder, out or folder / "report.html")

@@ -18,7 +18,7 @@ def taxonomy(category, survey, crosswalk, style) -> None:
     from bench import registry
     from bench.literature.crosswalk import crosswalk as table
     from bench.literature.crosswalk import sentence, survey_coverage
-    from bench.sheets import render
+    from bench.reporting.sheets import render
     from bench.taxonomy import coverage, load
 
     tree = load()
@@ -66,7 +66,7 @@ def tree_text(branch, depth: int = 0) -> str:
 )
 def show(method, plugin_files) -> None:
     """A method's card: idea, paper, place, cost, published numbers and their command."""
-    from bench.cards import card
+    from bench.reporting.cards import card
 
     click.echo(card(method, plugin_files))
 
@@ -91,7 +91,7 @@ def cite(methods) -> None:
 def published(data, nfe, category, methods, group, survey, style) -> None:
     """The literature's numbers at matched NFE; without conditions, what there is."""
     from bench.literature import surveys, views
-    from bench.sheets import render
+    from bench.reporting.sheets import render
 
     if survey and group:
         raise click.UsageError("a survey's tables name no networks; give --survey or --group, not both.")

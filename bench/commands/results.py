@@ -30,8 +30,8 @@ def table(
 ) -> None:
     """Tables of what was measured."""
     from bench import store
-    from bench.rendering import render
-    from bench.tables import Reading, chosen, tables
+    from bench.reporting.rendering import render
+    from bench.reporting.tables import Reading, chosen, tables
 
     folder = folder_of(results, reference)
     if write or stale:
@@ -42,15 +42,15 @@ def table(
         raise click.ClickException(f"{folder} holds no rows of that kind; `bench run` measures some.")
     found = tables(rows, Reading(folder), metrics)
     if long_form:
-        from bench.tablefiles import long
+        from bench.reporting.tablefiles import long
 
         click.echo(long(found, style))
         return
     if not published:
         click.echo(render(found, style))
         return
-    from bench import sheets
     from bench.literature.beside import beside
+    from bench.reporting import sheets
 
     pairs = beside(found, Reading(folder))
     shown = [pair for pair in pairs if not isinstance(pair, str)]
@@ -66,7 +66,7 @@ def table(
 
 def written_or_stale(folder: Path, reference: bool, write: bool) -> None:
     """Write a folder's tables, or say which are stale and fail; the reference has the literature's too."""
-    from bench import tablefiles
+    from bench.reporting import tablefiles
 
     if write:
         click.echo(f"{len(tablefiles.write(folder, reference))} files written to {folder / 'tables'}.")
@@ -88,8 +88,8 @@ def written_or_stale(folder: Path, reference: bool, write: bool) -> None:
 @TABLE_FORMAT
 def diff(a, b, data, metrics, everything, style) -> None:
     """What changed significantly from results folder A to B."""
-    from bench.differences import compare, sheet
-    from bench.sheets import render
+    from bench.reporting.differences import compare, sheet
+    from bench.reporting.sheets import render
 
     click.echo(render([sheet(compare(a, b, data, metrics), everything)], style))
 
@@ -101,7 +101,7 @@ def diff(a, b, data, metrics, everything, style) -> None:
 @FORMAT
 def merge(sources, into, dry_run, style) -> None:
     """Adopt the rows of results folders FROM... into the folder INTO; all are checked first."""
-    from bench.merging import merge as merged
+    from bench.upkeep.merging import merge as merged
 
     found = merged(sources, into, dry_run)
     if style == "json":

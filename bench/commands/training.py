@@ -29,12 +29,12 @@ def train(data, base, images, minutes, seed, device, threads, precision, shard_s
     """Train a shared base, or go on with it. Under torchrun (torchrun --nproc-per-node N -m bench train ...)
     N processes train it together; that needs the extra multi-gpu.
     """
-    from bench import bases
     from bench.data import load
     from bench.diffusion.execution import unfit
     from bench.diffusion.team import Uneven, started
+    from bench.models import bases
     from bench.progress import Progress
-    from bench.sites import device_of
+    from bench.running.sites import device_of
 
     device = device_of(device)
     if why := unfit(precision, device):

@@ -17,8 +17,8 @@ from bench.commands.options import FORMAT, RESULTS
 @FORMAT
 def verify(results, repair, style) -> None:
     """Read everything in RESULTS [runs] and in the cache again, and say what is damaged."""
-    from bench import verifying
     from bench.cache import cache_dir
+    from bench.upkeep import verifying
 
     read, damaged = Counter(), []
     for found in verifying.everything(results, cache_dir()):
@@ -51,8 +51,8 @@ def verify(results, repair, style) -> None:
 @RESULTS
 def gc(keep_gb, older_than, data, dry_run, results) -> None:
     """Free what can be made again: left-over work always, the cache as far as it is told; never a result."""
-    from bench import collecting
     from bench.cache import cache_dir
+    from bench.upkeep import collecting
 
     sizes, counts, busy = Counter(), Counter(), 0
 
@@ -81,7 +81,7 @@ def gc(keep_gb, older_than, data, dry_run, results) -> None:
 @RESULTS
 def doctor(style, results) -> None:
     """Versions, devices, folders, extractors and data: what is here, and what is wrong."""
-    from bench.doctor import findings
+    from bench.upkeep.doctor import findings
 
     wrong, records = 0, []
     for found in findings(results):

@@ -13,10 +13,10 @@ from bench import store, taxonomy
 from bench.literature import published
 from bench.literature.views import MARKS, name_of, number, record, text, variant
 from bench.metrics.names import parse
-from bench.rendering import cell as cell_text
+from bench.reporting.rendering import cell as cell_text
+from bench.reporting.sheets import Cell, Sheet
+from bench.reporting.tables import LIKELIHOODS, Entry, Reading, Table
 from bench.selection import entry_of
-from bench.sheets import Cell, Sheet
-from bench.tables import LIKELIHOODS, Entry, Reading, Table
 
 PUBLISHED = ("fid", "is", "nll")
 SAMPLES = 50_000  # the field's standard for FID and IS

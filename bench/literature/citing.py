@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import click
 
 from bench import registry, taxonomy
+from bench.reporting.sheets import escaped
 from bench.selection import entry_of
-from bench.sheets import escaped
 
 HEAD = "% From the surveys' taxonomy, which holds no authors: add them before you cite."
 

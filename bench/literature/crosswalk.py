@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from bench.sheets import Cell, Sheet
+from bench.reporting.sheets import Cell, Sheet
 from bench.taxonomy import Taxonomy
 
 

@@ -13,7 +13,7 @@ import click
 from bench import taxonomy
 from bench.literature.published import load, select
 from bench.literature.views import MARKS, TITLES, nothing, number, record, text
-from bench.sheets import Cell, Sheet
+from bench.reporting.sheets import Cell, Sheet
 
 if TYPE_CHECKING:
     from pandas import DataFrame

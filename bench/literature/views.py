@@ -12,7 +12,7 @@ import click
 from bench import taxonomy
 from bench.literature.published import data_name, load, select
 from bench.metrics.names import METRICS
-from bench.sheets import Cell, Sheet
+from bench.reporting.sheets import Cell, Sheet
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -7,19 +7,17 @@ builder `(data, device) -> Extractor` and name it in `BUILDERS`.
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import click
 import torch
 from torch import Tensor
 
+from bench.data import Data
 from bench.metrics import weights
-from bench.metrics.references import ROWS, cached
-
-if TYPE_CHECKING:
-    from bench.data import Data
+from bench.metrics.computed import ROWS, cached
+from bench.metrics.extractor import Extractor
+from bench.metrics.pretrained import PRETRAINED
 
 CLASSIFIERS = ("digits", "mnist", "fashion-mnist")
 WIDEST = 256  # dimensions up to which `pixels` are the coordinates themselves
@@ -27,34 +25,14 @@ DIRECTIONS = 64
 WIDE = 4096  # dimensions from which on principal directions are found by iteration
 
 
-@dataclass(frozen=True)
-class Extractor:
-    """Maps stored samples (N, *shape) to float32 `features` (N, dims) and, of a classifier, `logits` (N,
-    classes).
-    """
-
-    name: str
-    sha256: str
-    dims: int
-    compute: Callable[[Tensor], dict[str, Tensor]]  # one batch, on the extractor's device
-    classes: int | None = None
-    directions: Tensor | None = None  # (D, dims): features are coordinates times these
-    batch: int = 500
-
-    @torch.no_grad()
-    def __call__(self, stored: Tensor) -> dict[str, Tensor]:
-        parts = [self.compute(piece) for piece in stored.split(self.batch)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def extractor(name: str, data: "Data", device: str = "cpu") -> Extractor:
+def extractor(name: str, data: Data, device: str = "cpu") -> Extractor:
     """The extractor of that name for these data; `click.ClickException` if none is, or it does not fit."""
     if name not in BUILDERS:
         raise click.ClickException(f'There is no extractor "{name}"; choose from {", ".join(BUILDERS)}.')
     return BUILDERS[name](data, torch.device(device))
 
 
-def default_extractor(data: "Data") -> str:
+def default_extractor(data: Data) -> str:
     """The name of the extractor that measures these data unless another is asked for."""
     if data.exact is not None or data.kind == "vector":
         return "pixels"
@@ -109,7 +87,7 @@ def register() -> None:
         register_feature_extractor("taxobench-digits", DigitsFeatures)
 
 
-def _classifier(name: str, data: "Data", device: torch.device) -> Extractor:
+def _classifier(name: str, data: Data, device: torch.device) -> Extractor:
     """A shipped classifier of small grey images: 64 features, 10 logits."""
     from bench.metrics.classifiers import FEATURES, RECIPES, load
 
@@ -128,7 +106,7 @@ def _classifier(name: str, data: "Data", device: torch.device) -> Extractor:
     return Extractor(name, sha256, FEATURES, compute, classes=10)
 
 
-def _pixels(data: "Data", device: torch.device) -> Extractor:
+def _pixels(data: Data, device: torch.device) -> Extractor:
     """The coordinates themselves, or their projection on the leading principal directions of the training
     set.
     """
@@ -148,7 +126,7 @@ def _pixels(data: "Data", device: torch.device) -> Extractor:
     return Extractor("pixels", sha256, DIRECTIONS, compute, directions=directions)
 
 
-def _principal(data: "Data") -> Tensor:
+def _principal(data: Data) -> Tensor:
     """(D, DIRECTIONS) leading eigenvectors of the covariance of the first ROWS training samples."""
     rows = data.scale(data.train[:ROWS]).flatten(1)
     if rows.shape[1] > WIDE:  # where the covariance itself would take gigabytes, and minutes
@@ -159,26 +137,19 @@ def _principal(data: "Data") -> Tensor:
     return torch.linalg.eigh(rows.T.cov()).eigenvectors[:, -DIRECTIONS:].flip(1).float()
 
 
-def _pretrained(name: str, data: "Data", device: torch.device) -> Extractor:
-    """A network that was trained on photographs."""
-    from bench.metrics.pretrained import PRETRAINED
-
-    return PRETRAINED[name](name, data, device)
-
-
-def _classifier_of(data: "Data") -> str | None:
+def _classifier_of(data: Data) -> str | None:
     """The shipped classifier that was made for these data: by its name, and digits by their form."""
     if tuple(data.shape) == (1, 8, 8) and data.levels == 17:
         return "digits"
     return data.name if data.name in CLASSIFIERS else None
 
 
-def _are_colour(data: "Data") -> bool:
+def _are_colour(data: Data) -> bool:
     return len(data.shape) == 3 and data.shape[0] == 3 and data.levels == 256
 
 
-BUILDERS: dict[str, Callable[["Data", torch.device], Extractor]] = {
+BUILDERS: dict[str, Callable[[Data, torch.device], Extractor]] = {
     **{name: partial(_classifier, name) for name in CLASSIFIERS},
     "pixels": _pixels,
-    **{name: partial(_pretrained, name) for name in ("inception", "efficientnet-lite0", *weights.WEIGHTS)},
+    **{name: partial(build, name) for name, build in PRETRAINED.items()},
 }

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from bench.metrics import features as extractors
+from bench.metrics.computed import ROWS
 from bench.metrics.curved import CURVED
-from bench.metrics.features import Extractor
+from bench.metrics.extractor import Extractor
 from bench.metrics.jackknife import BLOCKS, Measured, require
 from bench.metrics.moments import Moments
 from bench.metrics.names import PAIRS, column, find
 from bench.metrics.ngrams import NGRAMS
 from bench.metrics.pairs import kid, precision_recall
 from bench.metrics.points import POINTWISE
-from bench.metrics.references import ROWS, Reference
+from bench.metrics.references import Reference
 from bench.metrics.references import reference as reference_of
 from bench.metrics.splits import Splits
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bench.metrics.computed import cached
 from bench.metrics.jackknife import BLOCKS, Measured, jackknife, of_mean
-from bench.metrics.references import cached
 
 if TYPE_CHECKING:
     from bench.data import Data

@@ -7,24 +7,21 @@ and normalise them as torch-fidelity does.
 import hashlib
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.data import Data
 from bench.metrics import weights
-from bench.metrics.features import Extractor
-
-if TYPE_CHECKING:
-    from bench.data import Data
+from bench.metrics.extractor import Extractor
 
 EFFICIENTNET_SHA256 = "57934424"  # how that of the file in its package begins
 SIDE = 224
 
 
-def inception(name: str, data: "Data", device: torch.device) -> Extractor:
+def inception(name: str, data: Data, device: torch.device) -> Extractor:
     """The TensorFlow-compatible Inception-v3 of FID: 2048 features and 1008 logits without bias."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -43,7 +40,7 @@ def inception(name: str, data: "Data", device: torch.device) -> Extractor:
     return Extractor(name, sha256, 2048, compute, classes=1008, batch=64)
 
 
-def efficientnet(name: str, data: "Data", device: torch.device) -> Extractor:
+def efficientnet(name: str, data: Data, device: torch.device) -> Extractor:
     """EfficientNet-Lite0 with ImageNet weights out of its package: 1280 features and 1000 logits."""
     _require_photographs(name, data)
     try:
@@ -71,7 +68,7 @@ def efficientnet(name: str, data: "Data", device: torch.device) -> Extractor:
     return Extractor(name, sha256, net._fc.in_features, compute, net._fc.out_features, batch=64)
 
 
-def dinov2(name: str, data: "Data", device: torch.device) -> Extractor:
+def dinov2(name: str, data: Data, device: torch.device) -> Extractor:
     """DINOv2's class token: 384, 768 or 1024 features."""
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
@@ -100,7 +97,7 @@ def dinov2(name: str, data: "Data", device: torch.device) -> Extractor:
     return _of_fidelity(name, sha256, dims, Local(net).to(device), device)
 
 
-def clip(name: str, data: "Data", device: torch.device) -> Extractor:
+def clip(name: str, data: Data, device: torch.device) -> Extractor:
     """CLIP's image embedding: 512 or 768 features."""
     from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP
 
@@ -131,7 +128,7 @@ def _of_fidelity(name: str, sha256: str, dims: int, net: nn.Module, device: torc
     )
 
 
-def _require_photographs(name: str, data: "Data") -> None:
+def _require_photographs(name: str, data: Data) -> None:
     if len(data.shape) != 3 or data.shape[0] not in (1, 3) or data.levels != 256:
         raise click.ClickException(
             f"The extractor {name} sees images of 256 levels, in colour or grey, and {data.name} is "

@@ -1,31 +1,22 @@
 """What samples are compared with: the moments of the data's features, computed once and cached by content, or
 those of a file that others published.
-
-A cache file is named by the sha256 of all it depends on, so nothing is ever invalidated, and written under
-another name first, so that a reader never sees half of one.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import torch
 from torch import Tensor
 
-from bench.cache import cache_dir, whole
-from bench.diffusion import pieces
+from bench.data import Data
+from bench.metrics.computed import ROWS, cached
+from bench.metrics.extractor import Extractor
 from bench.metrics.names import PAIRS
 
-if TYPE_CHECKING:
-    from bench.data import Data
-    from bench.metrics.features import Extractor
-
-ROWS = 10_000  # the first so many features serve the metrics that compare pairs of points
 CHUNK = 1000
 
 
@@ -41,23 +32,7 @@ class Reference:
     sha256: str = ""  # of the file they are from
 
 
-def cached(kind: str, parts: tuple[str, ...], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors `compute` gives, from a cache file if they were computed before from the same `parts`; what
-    lies there damaged is computed again.
-    """
-    from safetensors.torch import save_file
-
-    key = hashlib.sha256("\n".join((kind, *parts)).encode()).hexdigest()[:32]
-    path = cache_dir() / kind / f"{key}.safetensors"
-    with suppress(FileNotFoundError, pieces.Damaged):
-        return pieces.read_file(path)[0]
-    tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
-    with whole(path) as part:
-        save_file(tensors, part, pieces.sealed(tensors, {}))
-    return tensors
-
-
-def reference(data: "Data", extractor: "Extractor", split: str = "train") -> Reference:
+def reference(data: Data, extractor: Extractor, split: str = "train") -> Reference:
     """What `extractor` sees of the data's split "train" or "test".
 
     Where the distribution is known and the features are its coordinates (or a projection of them), mean and
@@ -92,7 +67,7 @@ def reference(data: "Data", extractor: "Extractor", split: str = "train") -> Ref
     return Reference(split, len(stored), **cached("reference", parts, compute))
 
 
-def imported(path: Path | None, extractor: "Extractor", names: Sequence[str]) -> Reference | None:
+def imported(path: Path | None, extractor: Extractor, names: Sequence[str]) -> Reference | None:
     """The moments `mu` (F,) and `sigma` (F, F) of an .npz, as EDM, ADM and pytorch-fid publish them, for the
     metrics of these names; None without a path.
 
@@ -129,5 +104,5 @@ def imported(path: Path | None, extractor: "Extractor", names: Sequence[str]) ->
     )
 
 
-def _rest(stored: Tensor, extractor: "Extractor") -> Iterator[Tensor]:
+def _rest(stored: Tensor, extractor: Extractor) -> Iterator[Tensor]:
     return (extractor(chunk)["features"].cpu() for chunk in stored[ROWS:].split(CHUNK) if len(chunk))

@@ -1,1 +1,1 @@
-"""The parts of the report: its numbers, its methods' cards, its picture strips, and the page they go on."""
+"""What is shown of rows: tables, figures, samples, methods' cards and the report; nothing here measures."""

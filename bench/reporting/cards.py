@@ -1,161 +1,130 @@
-"""The methods' cards in the report: paper, idea, formula, places in the surveys, parameters, order, cost."""
+"""A method's card: what its file declares, its idea and formula, its place in the surveys, what it costs, and
+how to measure it as the literature did.
+"""
 
 import ast
 import re
-from collections.abc import Sequence
-from html import escape
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench import taxonomy
+from bench import registry, taxonomy
+from bench.data import names as data_names
+from bench.literature import published
+from bench.literature.views import number, text
 from bench.registry import Plugin
 from bench.selection import entry_of
-from bench.series import Column, Line, measured_order, place_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SAMPLES = 50_000  # the field's standard for FID
 
 
-class Account(NamedTuple):
-    """What a plugin's module docstring says: its idea in two sentences, and the formulas it rests on."""
-
-    idea: str
-    formulas: tuple[tuple[str, str], ...]  # (the sentence that leads to it, its lines)
-
-
-def account(plugin: Plugin) -> Account:
-    """The idea and the formulas, by the docstring's form: prose flush left, formulas indented."""
-    text = ast.get_docstring(ast.parse(plugin.path.read_text(encoding="utf-8"))) or ""
-    paragraphs = [part.rstrip() for part in re.split(r"\n\s*\n", text) if part.strip()]
-    flush = [not p.startswith((" ", "\t")) for p in paragraphs]
-    sentences = []
-    for i, paragraph in enumerate(paragraphs):
-        if flush[i]:
-            new = split_sentences(" ".join(paragraph.split()))
-            goes_on = i > 0 and not paragraphs[i - 1].endswith((".", "!"))  # a sentence a formula stands in
-            sentences += [s for s in new[goes_on:] if s.endswith((".", "!"))]
-    formulas, lead = [], ""
-    for paragraph, prose in zip(paragraphs, flush, strict=True):
-        if not prose:
-            formulas.append((lead, dedented(paragraph)))
-            lead = ""
-        else:
-            last = split_sentences(" ".join(paragraph.split()))[-1]
-            lead = "" if last in sentences[:2] else last
-    return Account(" ".join(sentences[:2]), tuple(formulas))
-
-
-def split_sentences(text: str) -> list[str]:
-    """Sentences of English prose; 'eq. 13', 'e.g. this' and initials do not end one."""
-    return re.split(
-        r"(?<=[.!?])(?<!\beq\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)(?<!\bapp\.)\s+(?=[A-Z])", text
-    )
-
-
-def dedented(block: str) -> str:
-    lines = block.splitlines()
-    margin = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
-    return "\n".join(line[margin:] for line in lines)
-
-
-def cards(columns: Sequence[Column], known: dict[str, Plugin]) -> str:
-    """A card for every method that has a number, in the order of the taxonomy."""
-    lines: dict[str, list[tuple[Column, Line]]] = {}
-    for column in columns:
-        for line in column.lines:
-            lines.setdefault(line.method, []).append((column, line))
-    order = sorted(lines, key=lambda name: (known[name].folder if name in known else "~", name))
-    return "\n".join(card(name, known.get(name), lines[name]) for name in order)
-
-
-def card(name: str, plugin: Plugin | None, mine: Sequence[tuple[Column, Line]]) -> str:
-    """One method's card, folded to its title."""
-    title = plugin.title if plugin else name
-    body = declared(plugin) if plugin else "<p>No file of this installation bears this name.</p>"
-    return (
-        f'<details class="card" id="method-{escape(name)}"><summary>{escape(title)} '
-        f"<code>{escape(name)}</code></summary>\n{body}\n{cost(mine)}</details>"
-    )
-
-
-def declared(plugin: Plugin) -> str:
-    """What the file says, and where the surveys put the method."""
-    tree = taxonomy.load()
-    entry = entry_of(plugin, tree)
-    said = account(plugin)
-    facts = [
-        ("Paper", paper(plugin.paper) + (f" {escape(entry.title)} ({entry.year})" if entry else "")),
-        ("Leaf", escape(": ".join(dict.fromkeys(place_of(plugin.folder))))),
-        *[
-            (escape(tree.surveys[survey].title), "<br>".join(map(escape, labels)))
-            for survey, labels in (entry.labels.items() if entry else ())
-            if labels
-        ],
-        ("Abilities", escape(", ".join(plugin.abilities))),
-        ("Order claimed", escape(plugin.order or "no claim")),
-        ("Least NFE", str(plugin.least)),
-        ("Likelihood", escape(str(plugin.declared.get("likelihood") or "none"))),
-        (
-            "Parameters",
-            "<br>".join(
-                f"<code>{escape(p)}: {escape(str(kind))} = {escape(repr(value))}</code>"
-                for p, (kind, value) in plugin.parameters.items()
-                if p != "schedule" or value  # it has a process of its own
-            ),
-        ),
+def card(name: str, plugin_files: tuple[Path, ...] = ()) -> str:
+    """The card of a method, as text; the file is read, not run."""
+    plugin = registry.find(name, registry.plugins(tuple(plugin_files)))
+    entry = entry_of(plugin, taxonomy.load())
+    sentences, formula = idea(plugin.path.read_text(encoding="utf-8"))
+    lines = [plugin.title, ""]
+    lines += [f"  {sentence}" for sentence in sentences]
+    lines += ["", *(f"      {line}" for line in formula)] if formula else []
+    lines += [
+        "",
+        f"  file       {plugin.path}",
+        f"  paper      {plugin.paper}" + (f", {entry.title} ({entry.year})" if entry else ""),
+        f"  leaf       {plugin.folder}",
+        f"  data       {', '.join(plugin.kinds)}",
+        f"  can        {', '.join(plugin.abilities)}",
     ]
-    formulas = "".join(
-        (f'<p class="lead">{escape(lead)}</p>' if lead else "") + f"<pre>{escape(lines)}</pre>"
-        for lead, lines in said.formulas
-    )
-    return f"<p>{escape(said.idea)}</p>{formulas}<dl>{pairs(facts)}</dl>"
-
-
-def pairs(facts: Sequence[tuple[str, str]]) -> str:
-    """<dt> and <dd> of facts that are HTML already."""
-    return "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
-
-
-def paper(text: str) -> str:
-    """A link where the paper is an arXiv id or a DOI, and else plain text."""
-    for pattern, place in (
-        (r"arXiv:([\w./-]+)", "https://arxiv.org/abs/"),
-        (r"doi:(10\.[\w./()-]+)", "https://doi.org/"),
+    for label, value in (
+        ("order", plugin.order),
+        ("least NFE", plugin.declared.get("least")),
+        ("likelihood", plugin.declared.get("likelihood")),
     ):
-        if found := re.fullmatch(pattern, text, re.IGNORECASE):
-            return f'<a href="{place}{escape(found[1])}" rel="noreferrer">{escape(text)}</a>'
-    return escape(text)
+        if value:
+            lines.append(f"  {label:10} {value}")
+    lines.append(f"  cost       {cost(plugin)}")
+    lines += ["  parameters"] + [
+        f"    {p}: {kind} = {value!r}"
+        for p, (kind, value) in plugin.parameters.items()
+        if p != "schedule" or value
+    ]
+    if entry is not None:
+        lines += ["  surveys"] + [
+            f"    {survey}: {'; '.join(entry.labels.get(survey, ())) or 'not listed'}"
+            for survey in taxonomy.load().surveys
+        ]
+        rows = published.load()
+        rows = rows[(rows["method"] == entry.id) & (rows["kind"] != "survey_table")]
+        lines += literature(rows, plugin.name) + published_setting(plugin, rows)
+    return "\n".join(lines)
 
 
-def cost(mine: Sequence[tuple[Column, Line]]) -> str:
-    """Measured order and cost, a line for each data set and setting, at its greatest budget."""
-    rows: dict[tuple[str, str], dict] = {}
-    for column, line in mine:
-        point = max(line.points, key=lambda p: p.budget)
-        row = point.entry.rows[0]
-        record = rows.setdefault((column.data, line.label), {"order": ""})
-        order = measured_order(line) if column.table.metric == "distance" else None
-        if order:
-            record["order"] = f"{order[0]:.2f} ± {order[1]:.2f}"
-        if row["ask"] == "sample" or "nfe" not in record:
-            record |= {
-                "nfe": f"{point.nfe:.4g} of {point.budget}",
-                "seconds": "" if point.seconds is None else f"{point.seconds:.3g}",
-                "memory": f"{row['memory']:,.0f}" if row["memory"] else "",
-                "extra": f"{row['extra']:.3g}" if row["extra"] else "0",
-                "images": f"{row['train_images']:,}",
-                "train": f"{row['train_seconds']:,.0f}",
-                "search": f"{row['train_rows']:,}",
-            }
-    head = ("data", "setting", "order measured", "NFE", "s for 1,000", "peak MiB", "extra evaluations",
-            "images trained on", "s of training", "evaluations of search")  # fmt: skip
-    keys = ("order", "nfe", "seconds", "memory", "extra", "images", "train", "search")
-    body = [[data, label, *(str(record[key]) for key in keys)] for (data, label), record in rows.items()]
-    return table(head, body, "Order of convergence and cost, at the greatest budget measured")
+def idea(source: str) -> tuple[list[str], list[str]]:
+    """The first two sentences of a module's docstring, and the lines of its first formula.
+
+    A formula is an indented paragraph; the sentence that leads to it ends with a colon here.
+    """
+    paragraphs = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")
+    sentences: list[str] = []
+    for paragraph in paragraphs:
+        if paragraph and not paragraph.startswith(" "):
+            prose = " ".join(paragraph.split())
+            prose = prose if prose.endswith((".", ":")) else prose.rstrip(",;") + ":"
+            sentences += [part.strip() for part in re.findall(r".+?\.(?=\s+[A-Z]|$)|.+$", prose)]
+    formula = next((part.splitlines() for part in paragraphs if part.startswith(" ")), [])
+    return sentences[:2], [line.strip() for line in formula]
 
 
-def table(head: Sequence[str], body: Sequence[Sequence[object]], caption: str) -> str:
-    """A plain HTML table; everything in it is escaped."""
-    cells = lambda tag, row: "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row)
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    rows = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in body)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table><caption>'
-        f"{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
+def cost(plugin: Plugin) -> str:
+    """What a method spends besides its evaluations, and how those are bounded."""
+    parts = []
+    if "train" in plugin.abilities:
+        once = "once for each NFE" if plugin.declared.get("per_nfe") else "once"
+        parts.append(f"is trained {once}, with {plugin.declared.get('share', 1.0):g} of the data's budget")
+    else:
+        parts.append("no training of its own" + (f" on top of the {plugin.base}" if plugin.base else ""))
+    if plugin.declared.get("adaptive"):
+        parts.append("picks its own number of evaluations; the budget holds for their mean")
+    return "; ".join(parts)
+
+
+def literature(rows: "DataFrame", name: str, most: int = 12) -> list[str]:
+    """The published numbers of an entry."""
+    if rows.empty:
+        return []
+    lines = [f"  published ({len(rows)} numbers; `bench published --method {name}` shows all)"]
+    for row in rows.sort_values(["data", "nfe"]).head(most).to_dict("records"):
+        numbers = [
+            f"{metric.upper()} {number(row[metric])}"
+            for metric in ("fid", "is", "nll")
+            if row[metric] == row[metric]
+        ]
+        nfe = f"{row['nfe']} NFE" if text(row["nfe"]) else "NFE not stated"
+        lines.append(f"    {row['dataset']}, {nfe}: {', '.join(numbers)}{row['mark']} ({row['source']})")
+    return lines
+
+
+def published_setting(plugin: Plugin, rows: "DataFrame") -> list[str]:
+    """The command that measures a method as the literature did, and what it needs that we do not ship."""
+    rows = rows[rows["nfe"].notna() & (rows["nfe"] >= plugin.least)]
+    if rows.empty or "sample" not in plugin.abilities:
+        return []
+    shared = rows[rows["network_group"].notna()]
+    if not shared.empty:
+        rows = shared[shared["network_group"] == shared["network_group"].mode().iat[0]]
+    else:
+        rows = rows[rows["data"] == rows["data"].mode().iat[0]]
+    first = rows.iloc[0]
+    known = first["data"] in data_names()
+    data = first["data"] if known else f"folder:{first['dataset']}@{first['resolution']}"
+    nfe = ",".join(map(str, sorted(rows["nfe"].unique())))
+    words = [f"bench run {plugin.name} --data {data} --nfe {nfe}"]
+    words += [f"--samples {SAMPLES} --extractor inception"]
+    needs = [] if known else [f"the images of {first['dataset']} in the folder that --data names"]
+    network = text(first["network_group"])
+    if "denoiser" in plugin.recipes and network:
+        words.append(f"--base {network}.py:make")
+        needs.append(f"{network}.py, whose make(data) returns the network ({text(first['base_model'])})")
+    lines = ["  as published", f"    {' '.join(words)}"]
+    return lines + ([f"    needs {'; '.join(needs)}"] if needs else [])

@@ -6,13 +6,13 @@ import shlex
 from collections.abc import Sequence
 
 from bench.cache import canonical
-from bench.labels import changed
 from bench.metrics.names import parse
 from bench.registry import Plugin
-from bench.rendering import is_bound, rounded
-from bench.series import BETTER, Column, Line, Point, place_of
+from bench.reporting.labels import changed
+from bench.reporting.rendering import is_bound, rounded
+from bench.reporting.series import BETTER, Column, Line, Point, place_of
+from bench.reporting.tables import FLOOR
 from bench.statistics import bias_corrected
-from bench.tables import FLOOR
 
 FIELDS = (
     "line", "column", "budget", "nfe", "value", "low", "high", "text", "error", "mark", "corrected",

@@ -2,8 +2,8 @@
 
 import os
 
-from bench import runner
 from bench.method import Method
+from bench.running import runner
 
 
 class ImportsRunner(Method):

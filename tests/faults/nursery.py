@@ -98,8 +98,8 @@ def serve() -> None:
     import pandas  # noqa: F401
     import torch._dynamo  # noqa: F401 which the first optimiser imports
 
-    import bench.rendering
-    import bench.runner  # noqa: F401
+    import bench.reporting.rendering
+    import bench.running.runner  # noqa: F401
     from bench.diffusion import training
 
     opened = training.session  # saves every 15 s, which runs of a second would never come to

@@ -10,8 +10,9 @@ import torch
 from nursery import FEW, Order
 from running import bench, facts
 
-from bench import bases, store
-from bench.metrics.references import cached
+from bench import store
+from bench.metrics.computed import cached
+from bench.models import bases
 
 pytestmark = pytest.mark.faults
 WORDS = ("--data", "mixture2d", "--threads", "1", "--quiet", "--metric", "fid", "--nfe", "4")

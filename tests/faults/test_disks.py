@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import pytest
 from running import bench, facts
 
-from bench import bases, store
+from bench import store
+from bench.models import bases
 
 pytestmark = pytest.mark.faults
 WORDS = ("run", "ddim", "gits", "--data", "mixture2d", "--samples", "80", "--threads", "1", "--quiet")

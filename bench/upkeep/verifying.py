@@ -13,8 +13,8 @@ import click
 
 from bench import store
 from bench.cache import whole
-from bench.merging import check_images, check_numbers, key_of_fields
 from bench.protocol import fingerprint
+from bench.upkeep.merging import check_images, check_numbers, key_of_fields
 
 ASIDE = "damaged"  # the folder, in the results or the cache, to which damaged things are moved
 
@@ -110,7 +110,7 @@ def samples(folder: Path) -> Iterator[Found]:
 
 def chunks(folder: Path) -> Iterator[Found]:
     """The work of cells that are not finished."""
-    from bench.chunks import read_chunk
+    from bench.running.chunks import read_chunk
 
     for path in sorted((folder / "work").glob("*/*.safetensors")):
         yield Found("chunk", path, None if read_chunk(path) else "is not what its checksum says")
@@ -130,7 +130,7 @@ def models(cache: Path) -> Iterator[Found]:
 
 def fault_of_model(folder: Path) -> str | None:
     from bench.diffusion import pieces
-    from bench.models import read_card, sha256_of_tensors
+    from bench.models.kept import read_card, sha256_of_tensors
 
     card = read_card(folder)
     if not card:

@@ -10,10 +10,10 @@ from bench import store
 from bench.cache import canonical
 from bench.metrics.names import METRICS, parse
 from bench.protocol import difference as protocol_difference
-from bench.rendering import plus_minus, rounded
-from bench.sheets import Cell, Sheet
+from bench.reporting.rendering import plus_minus, rounded
+from bench.reporting.sheets import Cell, Sheet
+from bench.reporting.tables import FLOOR, Entry, merged, standing
 from bench.statistics import Difference, holm, paired_difference
-from bench.tables import FLOOR, Entry, merged, standing
 
 LEVEL = 0.05
 Identity = tuple  # what makes two rows answers to one question, whenever they were measured

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.data import Data
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.likelihood import drift
-from bench.metrics.references import cached
+from bench.metrics.computed import cached
 
 STEPS = 128  # Runge-Kutta steps of order 4 over the whole schedule; four rows each, none of them counted
 

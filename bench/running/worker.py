@@ -14,7 +14,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from bench import bases, registry, specs
+from bench import registry
 from bench.data import Data, load
 from bench.diffusion.counting import counters, counting
 from bench.diffusion.denoiser import Denoiser
@@ -24,6 +24,7 @@ from bench.diffusion.schedule import SCHEDULES
 from bench.diffusion.training import seeded
 from bench.job import Cell, Chunk
 from bench.method import OWN, Method
+from bench.models import bases, specs
 
 SLACK = 2.0  # what a single chunk of an adaptive method may take: the budget holds for the mean over chunks
 

@@ -4,78 +4,29 @@ answer yet.
 
 import json
 import time
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 import click
 import numpy as np
 import torch
 
-from bench import bases, protocol, registry, specs, store
+from bench import protocol, registry, store
 from bench.cache import canonical, key_of
 from bench.data import Data, load
 from bench.job import BLOCKS, Cell
 from bench.metrics import features
 from bench.metrics.names import METRICS, OF_KIND, column, find
-from bench.metrics.references import Reference, imported
-from bench.models import How
+from bench.metrics.references import imported
+from bench.models import bases, specs
+from bench.models.kept import How
 from bench.progress import Progress
 from bench.registry import Plugin
-from bench.selection import Selection, selected
-from bench.sites import execution_of, site_of
-from bench.worker import Site
+from bench.running.plan import Plan, Request
+from bench.running.sites import execution_of, site_of
+from bench.selection import selected
 
 SAMPLES = 2000
 CHUNK = 500
-
-
-@dataclass(frozen=True)
-class Request:
-    """What somebody wants to know, and where the answer goes."""
-
-    selection: Selection
-    data: str = "digits"
-    base: str = "denoiser"
-    nfe: tuple[int, ...] = (5, 10, 20, 50)
-    seeds: tuple[int, ...] = (0,)
-    train_seed: int = 0
-    images: int | None = None
-    samples: int | None = None
-    held_out: int | None = None  # rows of the test split whose likelihood is asked, the first; None is all
-    metrics: tuple[str, ...] = ()
-    extractor: str | None = None
-    statistics: Path | None = None  # moments to compare with, instead of those of the training images
-    results: Path = Path("runs")
-    device: str = "cpu"
-    threads: int | None = None
-    workers: int | None = None  # None: one, or one a core where the work repays starting them
-    executor: str = "local"  # or "ray": over the cluster at `address`
-    address: str | None = None
-    gpus: float = 1.0  # of a task under Ray, where it runs on GPUs
-    time_limit: float | None = None  # seconds of drawing that a cell may take
-    micro_batch: int | None = None
-    precision: str = "fp32"
-    compile: bool | None = None  # None: on a GPU where the work repays it
-    minutes: float | None = None
-    keep: int = 16
-    trials: int = 0  # how many settings were tried before these, where they were tuned
-    again: bool = False
-
-
-@dataclass
-class Plan:
-    """The cells of a request, and what measuring them needs."""
-
-    request: Request
-    data: Data
-    site: Site
-    cells: list[Cell]
-    metrics: dict[str, tuple[str, ...]]  # ask -> metric names
-    extractor: features.Extractor | None
-    reference: Reference | None  # None: the training images, or the distribution itself
-    skipped: list[str]
-    baselines: frozenset[str]
-    todo: list[Cell] = field(default_factory=list)
 
 
 def planned(request: Request, progress: Progress | None = None, train: bool = True) -> Plan:

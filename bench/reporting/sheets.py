@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.typesetting import PACKAGES, escaped, typeset
+from bench.reporting.typesetting import PACKAGES, escaped, typeset
 
 FORMATS = ("md", "latex", "csv", "json")
 

@@ -5,7 +5,7 @@ Each draws on matplotlib axes that it is given.
 
 from collections.abc import Sequence
 
-from bench.series import GREY, Column, Line, Look, looks, measured_order, pareto, scale_of
+from bench.reporting.series import GREY, Column, Line, Look, looks, measured_order, pareto, scale_of
 
 
 def panel(ax, lines: Sequence[Line], look: dict[str, Look], column: Column, slopes: bool) -> list[tuple]:

@@ -1,8 +1,8 @@
 """The models that methods share or need, trained on first use or loaded, and cached by content.
 
 A base is named by a recipe ("denoiser"), a checkpoint folder of ours, a pipeline of diffusers, or
-`module.py:make` for a stranger's own network: see bench.specs. What a method itself trains is kept the same
-way. A model is its tensors: a safetensors file, loaded into what the code builds, and a JSON card.
+`module.py:make` for a stranger's own network: see `specs`. What a method itself trains is kept the same way.
+A model is its tensors: a safetensors file, loaded into what the code builds, and a JSON card.
 """
 
 import copy
@@ -16,9 +16,7 @@ import click
 import torch
 from torch import nn
 
-from bench import classes, specs
 from bench.cache import key_of
-from bench.checkpoints import architecture, loaded, shipped
 from bench.data import Data
 from bench.diffusion import guidance, training
 from bench.diffusion.adapters import simple_loss, untrained_ddpm
@@ -30,7 +28,9 @@ from bench.diffusion.latents import Autoencoder
 from bench.diffusion.networks import MLP, image_net
 from bench.diffusion.schedule import EDM
 from bench.diffusion.training import denoising_loss
-from bench.models import How, fill, home, prepared, read_card, sha256_of, sound
+from bench.models import classes, specs
+from bench.models.checkpoints import architecture, loaded, shipped
+from bench.models.kept import How, fill, home, prepared, read_card, sha256_of, sound
 
 IMAGES = {8: 400_000, 28: 600_000, 32: 10_000_000}  # training budget by resolution, in images seen
 
@@ -57,7 +57,7 @@ def default_images(data: Data) -> int:
 def base_of(
     spec: str, data: Data, seed: int = 0, images: int | None = None, how: How = How()
 ) -> tuple[nn.Module, dict]:
-    """The shared model that `spec` names, as bench.specs has it, and its card: at least `sha256`, `images`,
+    """The shared model that `spec` names, as `specs` has it, and its card: at least `sha256`, `images`,
     `seconds`. Under guidance both are those of the guided model.
     """
     asked = specs.parsed(spec, RECIPES)
@@ -82,7 +82,7 @@ def unguided(
 ) -> tuple[nn.Module, dict]:
     """The model that stands at a spec's place, or that its recipe trains."""
     if asked.kind == "diffusers":
-        from bench.pipelines import opened
+        from bench.models.pipelines import opened
 
         return opened(asked.place, data, how)
     if asked.kind == "python":

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from bench import registry, store
-from bench.labels import labels_of
 from bench.metrics.names import METRICS, parse
 from bench.protocol import described, difference
 from bench.registry import Plugin
+from bench.reporting.labels import labels_of
 from bench.statistics import bias_corrected, stderr, ties
 
 FLOOR = "real data"

@@ -14,7 +14,7 @@ from bench.data.folder import read_npz
 from bench.job import BLOCKS, Cell, Row
 from bench.metrics.names import parse
 from bench.protocol import fingerprint
-from bench.tables import FLOOR
+from bench.reporting.tables import FLOOR
 
 GIVEN = "given samples"  # the base of rows that `bench score` appends; their key holds the samples' sha256
 MOST_IMAGES = 64  # kept beside one cell

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from bench import store
 from bench.cache import whole
-from bench.chunks import read_chunk
 from bench.job import BLOCKS, Cell, Chunk, Readied, Row
 from bench.metrics.fidelity import measure
 from bench.metrics.jackknife import Measured, of_mean
 from bench.metrics.likelihood import measure_excess, measure_nll
-from bench.plan import CHUNK, SAMPLES, Plan, Request, expected, named
-from bench.tables import FLOOR
-from bench.worker import device_name
+from bench.reporting.tables import FLOOR
+from bench.running.chunks import read_chunk
+from bench.running.plan import Plan, Request
+from bench.running.planning import CHUNK, SAMPLES, expected, named
+from bench.running.worker import device_name
 
 
 def measured(plan: Plan, cell: Cell, chunks: list[Chunk], readied: Readied) -> list[Row]:

@@ -13,12 +13,12 @@ import click
 import torch
 
 from bench.cache import key_of
-from bench.checkpoints import of_data, shares_of, suited
 from bench.data import Data
 from bench.diffusion.adapters import Discrete, Exploding
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.schedule import VE, Table, cosine_table, ddpm_table
-from bench.models import How, sha256_of
+from bench.models.checkpoints import of_data, shares_of, suited
+from bench.models.kept import How, sha256_of
 
 FORM = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 LEAST = 1e-12  # bar-alpha where a last step has no signal, and so no finite half log-SNR

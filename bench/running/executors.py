@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 import click
 
-from bench.crews import UP, Actors, Crew, Died, Hand, Processes
+from bench.running.crews import UP, Actors, Crew, Died, Hand, Processes
 
 T, R = TypeVar("T"), TypeVar("R")
 END = object()

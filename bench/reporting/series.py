@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from bench import registry, taxonomy
-from bench.labels import identity
 from bench.metrics.names import METRICS, Metric
+from bench.reporting.labels import identity
+from bench.reporting.tables import Entry, Reading, Table, tables
 from bench.statistics import interval, stderr
-from bench.tables import Entry, Reading, Table, tables
 
 BASELINES = "foundations"  # the folder whose methods are drawn in grey beside the others
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's

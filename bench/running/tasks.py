@@ -7,15 +7,15 @@ from functools import lru_cache
 
 import torch
 
-from bench import exactness
 from bench.cache import DISK, Lender, borrowing
-from bench.calibration import calibrate
-from bench.chunks import packed, write_chunk
 from bench.diffusion.counting import OverBudget
 from bench.diffusion.guidance import drawn, told
 from bench.diffusion.training import seeded
 from bench.job import Cell, Chunk, Readied
-from bench.worker import Ready, Site, ask, device_name, ready, start_of, trained_per_nfe, uncounted
+from bench.running import exactness
+from bench.running.calibration import calibrate
+from bench.running.chunks import packed, write_chunk
+from bench.running.worker import Ready, Site, ask, device_name, ready, start_of, trained_per_nfe, uncounted
 
 COST = ("images", "seconds", "rows")  # what a row says of its model's card
 

@@ -7,9 +7,20 @@ from textwrap import fill
 
 import click
 
-from bench import samples, store
-from bench.panels import name_ends, nll_fid_panel, panel, pareto_panel
-from bench.series import BASELINES, BETTER, Column, Line, Point, columns_of, looks, place_of, reading_of
+from bench import store
+from bench.reporting import samples
+from bench.reporting.panels import name_ends, nll_fid_panel, panel, pareto_panel
+from bench.reporting.series import (
+    BASELINES,
+    BETTER,
+    Column,
+    Line,
+    Point,
+    columns_of,
+    looks,
+    place_of,
+    reading_of,
+)
 
 STYLE = {
     "font.size": 8.5,

@@ -9,7 +9,7 @@ import numpy as np
 
 from bench import store
 from bench.data.folder import read_npz
-from bench.series import Column
+from bench.reporting.series import Column
 
 
 def stored(folder: Path, key: str) -> np.ndarray | None:

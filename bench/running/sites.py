@@ -1,19 +1,16 @@
 """Where and how a plan runs: the device, the workers, the form in which networks are evaluated."""
 
 import os
-from typing import TYPE_CHECKING
 
 import click
 import torch
 
 from bench.cache import whole
 from bench.diffusion.execution import Execution, settle, unfit
-from bench.executors import Executor, local, over_ray
-from bench.models import cores
-from bench.worker import Site
-
-if TYPE_CHECKING:
-    from bench.plan import Plan, Request
+from bench.models.kept import cores
+from bench.running.executors import Executor, local, over_ray
+from bench.running.plan import Plan, Request
+from bench.running.worker import Site
 
 WORTH_WORKERS = 6_000_000  # evaluations times dimensions: some twenty seconds on one core
 WORTH_COMPILING = 5_000_000_000  # likewise: about a minute of a GPU, as much as compiling takes
@@ -35,7 +32,7 @@ def device_of(name: str) -> str:
     return name
 
 
-def site_of(request: "Request") -> Site:
+def site_of(request: Request) -> Site:
     """The place a request names, made ready; an error where it cannot be used."""
     device = device_of(request.device)
     if why := unfit(request.precision, device):
@@ -56,7 +53,7 @@ def site_of(request: "Request") -> Site:
     return Site(request.results.resolve(), device, threads, request.micro_batch, files, request.minutes)
 
 
-def execution_of(plan: "Plan") -> Execution:
+def execution_of(plan: Plan) -> Execution:
     """The form in which a plan's networks are evaluated: the precision asked for, and compiled where that was
     asked for or, on a GPU, where the work repays it. On a CPU it rarely does.
     """
@@ -65,12 +62,12 @@ def execution_of(plan: "Plan") -> Execution:
     return Execution(request.precision, repays if request.compile is None else request.compile)
 
 
-def work_of(plan: "Plan") -> int:
+def work_of(plan: Plan) -> int:
     """What is left to draw, in evaluations times dimensions."""
     return sum(cell.nfe * cell.samples for cell in plan.todo) * plan.data.dim
 
 
-def workers(plan: "Plan") -> int:
+def workers(plan: Plan) -> int:
     """How many processes draw: as many as asked for, else one a core, or one a GPU, where the work repays
     starting them.
 
@@ -85,7 +82,7 @@ def workers(plan: "Plan") -> int:
     return cores() if several else 1
 
 
-def executor_of(plan: "Plan") -> Executor:
+def executor_of(plan: Plan) -> Executor:
     """Who draws: this process or several, each GPU having its own, or a Ray cluster. What draws on a GPU is a
     process of its own, so that this one can extract features meanwhile.
     """
@@ -100,12 +97,12 @@ def executor_of(plan: "Plan") -> Executor:
     return over_ray(request.address, site.threads, request.gpus * (site.device == "cuda"), request.workers)
 
 
-def ahead(plan: "Plan") -> int:
+def ahead(plan: Plan) -> int:
     """How many tasks wait at each worker: on a GPU enough to draw on while a cell is measured."""
     return 64 if plan.site.device.startswith("cuda") else 1
 
 
-def away(plan: "Plan") -> bool:
+def away(plan: Plan) -> bool:
     """Whether the work is done where neither the results folder nor the cache need be ours."""
     return plan.request.executor == "ray"
 

@@ -7,14 +7,14 @@ import copy
 import click
 import torch
 
-from bench.checkpoints import shares_of
 from bench.data import Data
 from bench.diffusion import guidance, training
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.exact import GaussianMixture
 from bench.diffusion.networks import image_net
 from bench.diffusion.schedule import EDM
-from bench.models import How
+from bench.models.checkpoints import shares_of
+from bench.models.kept import How
 
 
 def new_conditional(data: Data, seed: int = 0) -> Denoiser:

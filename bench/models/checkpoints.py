@@ -13,9 +13,9 @@ from bench.diffusion.adapters import Discrete
 from bench.diffusion.denoiser import Denoiser, untrained
 from bench.diffusion.networks import MLP, UNet, unet2d
 from bench.diffusion.schedule import EDM, ddpm_table
-from bench.models import How, contents, fill, read_card, sha256_of, tensors_of
+from bench.models.kept import How, contents, fill, read_card, sha256_of, tensors_of
 
-SHIPPED = Path(__file__).parent / "shipped"  # NAME OF THE DATA/{model.safetensors, card.json}
+SHIPPED = Path(__file__).parents[1] / "shipped"  # NAME OF THE DATA/{model.safetensors, card.json}
 
 
 def architecture(model: Denoiser) -> dict:

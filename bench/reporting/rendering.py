@@ -5,9 +5,9 @@ import math
 from collections.abc import Collection, Sequence
 
 from bench.metrics.names import METRICS
+from bench.reporting.tables import FLOOR, Entry, Table
+from bench.reporting.typesetting import PACKAGES, escaped, typeset
 from bench.statistics import bias_corrected
-from bench.tables import FLOOR, Entry, Table
-from bench.typesetting import PACKAGES, escaped, typeset
 
 FORMATS = ("md", "latex", "csv", "json")
 

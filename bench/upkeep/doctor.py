@@ -56,7 +56,7 @@ def machine() -> Iterator[Finding]:
     try:
         import torch
 
-        from bench.models import cores
+        from bench.models.kept import cores
     except ImportError as error:
         yield Finding("torch", f"cannot be imported: {error}", False)
         return

@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import sheets, store
+from bench import store
 from bench.cache import whole
 from bench.literature import surveys, views
-from bench.rendering import heading, is_bound, plus_minus, record, render, rounded
-from bench.sheets import Cell, Sheet
-from bench.tables import Reading, Table, tables
+from bench.reporting import sheets
+from bench.reporting.rendering import heading, is_bound, plus_minus, record, render, rounded
+from bench.reporting.sheets import Cell, Sheet
+from bench.reporting.tables import Reading, Table, tables
 
 ENDINGS = {"md": "md", "latex": "tex", "csv": "csv", "json": "json"}
 LITERATURE = {  # file -> the sheets of the literature it holds

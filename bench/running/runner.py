@@ -10,19 +10,21 @@ from dataclasses import dataclass, field
 import click
 from filelock import FileLock, Timeout
 
-from bench import registry, store, tasks
-from bench.chunks import read_chunk, write_chunk
-from bench.executors import Executor, Lost
+from bench import registry, store
 from bench.job import Cell, Chunk, Readied
-from bench.labels import labels_of
-from bench.measuring import error_row, floor, floor_key, measured
-from bench.plan import Plan, Request, expected, planned
 from bench.progress import Progress
+from bench.reporting.labels import labels_of
+from bench.reporting.tables import Reading, Table, tables
+from bench.running import tasks
+from bench.running.chunks import read_chunk, write_chunk
+from bench.running.executors import Executor, Lost
+from bench.running.measuring import error_row, floor, floor_key, measured
+from bench.running.plan import Plan, Request
+from bench.running.planning import expected, planned
+from bench.running.sites import ahead, away, executor_of
+from bench.running.tasks import Failure, Task, sentence
+from bench.running.worker import trained_per_nfe
 from bench.selection import Selection
-from bench.sites import ahead, away, executor_of
-from bench.tables import Reading, Table, tables
-from bench.tasks import Failure, Task, sentence
-from bench.worker import trained_per_nfe
 
 SELECTORS = ("category", "leaf", "survey", "plugin_files")
 

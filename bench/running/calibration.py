@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from bench.diffusion.counting import OverBudget
 from bench.job import Cell
-from bench.worker import Ready, Site, ask
+from bench.running.worker import Ready, Site, ask
 
 CALIBRATION = 1 << 20  # the number of the calibration chunk: none that is measured
 

@@ -1,0 +1,1 @@
+"""The networks that methods share or train: recipes, checkpoints, pipelines of diffusers, where they lie."""

@@ -1,0 +1,1 @@
+"""What keeps results and caches whole: verify, merge, gc, doctor."""
