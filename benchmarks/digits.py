@@ -9,7 +9,7 @@ matter to its speed.
 import tempfile
 from pathlib import Path
 
-from benchmarks.record import Record, bench, medians, process, ratio, turns
+from benchmarks.record import Record, bench, medians, process, ratio, timed, turns
 
 METHODS = ("ddim", "ddpm", "dpmpp_2m", "unipc")
 BASE = "denoiser@256"
@@ -36,7 +36,7 @@ def measure(small: bool = False) -> list[Record]:
         def theirs() -> None:
             process("-m", "benchmarks.with_diffusers", *size, "--base", BASE, cache=cache, threads=2)
 
-        took = turns({"harness": ours, "diffusers and torch-fidelity": theirs}, 1, warm=False)
+        took = turns({"harness": timed(ours), "diffusers and torch-fidelity": timed(theirs)}, 1, warm=False)
     how = (
         "diffusers' schedulers and torch-fidelity's calculate_metrics with two threads, over bench run with "
         f"two workers: {', '.join(METHODS)} at {budgets} NFE, {samples:,} samples each, whole processes, once"

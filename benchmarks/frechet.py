@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from benchmarks.record import Record, medians, ratio, turns
+from benchmarks.record import Record, medians, ratio, timed, turns
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -73,7 +73,7 @@ def measure(small: bool = False) -> list[Record]:
             "theirs": lambda f=features: their_value(f),
             "value and replicates": lambda f=features: gathered(f).fid(),
         }
-        took = turns(contenders, rounds, time.process_time, warm=False)
+        took = turns({name: timed(act, time.process_time) for name, act in contenders.items()}, rounds, False)
         exact = reference if n > dims else reference + noise(statistics["sigma"] @ theirs["sigma"], n - 1)
         values = {"our value": ours, "their value": reference, "their value without noise": exact}
         facts = medians(took) | values

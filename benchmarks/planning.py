@@ -5,7 +5,7 @@ budgets and many seeds, on a results folder that answers other questions.
 import tempfile
 from pathlib import Path
 
-from benchmarks.record import Record, bench, cpu_of, medians, process, turns
+from benchmarks.record import Record, bench, cpu_of, medians, process, timed, turns
 from benchmarks.rows import written
 
 BUDGETS, SEEDS = "5,10,20,50,100,200", 183
@@ -19,7 +19,8 @@ def measure(small: bool = False) -> list[Record]:
         command = lambda: bench(*words, "--results", folder, cache=cache)
         cells = command().splitlines()[-1].split()[0]
         cpu = cpu_of(command)
-        contenders = {"planning": command, "import torch": lambda: process("-c", "import torch")}
+        bare = lambda: process("-c", "import torch")
+        contenders = {"planning": timed(command), "import torch": timed(bare)}
         took = turns(contenders, 1 if small else 3, warm=False)
     seconds = medians(took)
     how = f"the whole process, of which importing torch takes {seconds['import torch']:.1f} s; median of "

@@ -37,23 +37,30 @@ class Record:
         return asdict(self) | {"holds": self.holds}
 
 
+def timed(act: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> Callable[[], float]:
+    """A function that does it and gives the seconds that it took."""
+
+    def measured() -> float:
+        began = clock()
+        act()
+        return clock() - began
+
+    return measured
+
+
 def turns(
-    contenders: dict[str, Callable[[], object]],
-    rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
-    warm: bool = True,
+    contenders: dict[str, Callable[[], float]], rounds: int, warm: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each contender in each round. They take turns in an order that rotates, so that what else
-    the machine does falls on all; `warm` runs each once before.
+    """Seconds of each contender in each round, which are what it gives. They take turns in an order that
+    rotates, so that what else the machine does falls on all; `warm` runs each once before.
     """
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(-1 if warm else 0, rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            began = clock()
-            contenders[name]()
+            took = contenders[name]()
             if turn >= 0:
-                seconds[name].append(clock() - began)
+                seconds[name].append(took)
     return seconds
 
 

@@ -11,7 +11,7 @@ import tempfile
 from itertools import count, islice
 from pathlib import Path
 
-from benchmarks.record import ROOT, Record, bench, cpu_of, medians, turns
+from benchmarks.record import ROOT, Record, bench, cpu_of, medians, timed, turns
 
 ROWS, SEEDS = 100_000, 10
 
@@ -49,7 +49,7 @@ def measure(small: bool = False) -> list[Record]:
         folder = written(Path(place), rows)
         command = lambda: bench("table", "--results", folder)
         cpu = cpu_of(command)
-        took = turns({"bench table": command}, 1 if small else 3, warm=False)
+        took = turns({"bench table": timed(command)}, 1 if small else 3, warm=False)
     seconds = medians(took)["bench table"]
     how = "the whole process, from starting Python to the last line; median of three, after one that took "
     how += f"{cpu:.2f} s of processor"

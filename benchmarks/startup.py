@@ -2,7 +2,7 @@
 
 import tempfile
 
-from benchmarks.record import Record, bench, medians, process, ratio, turns
+from benchmarks.record import Record, bench, medians, process, ratio, timed, turns
 
 BOUND = 1.0  # seconds, after which a person has begun to wait
 
@@ -15,7 +15,7 @@ def measure(small: bool = False) -> list[Record]:
             "bench list": lambda: bench("list"),
             "bench table (no rows)": lambda: bench("table", "--results", empty, fails=True),
         }
-        took = turns(contenders, 1 if small else 9)
+        took = turns({name: timed(act) for name, act in contenders.items()}, 1 if small else 9)
     records = []
     for name in list(contenders)[1:]:
         times = ratio(took, name, "python -c pass")

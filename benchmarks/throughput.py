@@ -39,7 +39,7 @@ from bench.diffusion.schedule import SCHEDULES
 from bench.job import Cell
 from bench.models.kept import cores
 from bench.running.worker import Ready, Site, ask, default_micro_batch
-from benchmarks.record import Record, ratio
+from benchmarks.record import Record, ratio, timed, turns
 
 SMALL = 100  # dimensions up to which one thread has nothing to win but pages
 HARNESS, LOOP, PIPELINE = "harness", "bare loop", "diffusers pipeline"
@@ -101,18 +101,15 @@ def pipeline(name: str, n: int, nfe: int, device: str) -> Callable[[], object]:
     return lambda: pipe(batch_size=n, num_inference_steps=nfe, output_type="np").images
 
 
-def timed(draw: Callable[[], object], clock: str) -> Callable[[], float]:
+def clocked(draw: Callable[[], object], clock: str) -> Callable[[], float]:
     """Seconds that one drawing takes, by the process's own time or the wall's."""
-    now = time.process_time if clock == "process" else time.perf_counter
 
-    def measured() -> float:
-        began = now()
+    def finished() -> None:
         draw()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return now() - began
 
-    return measured
+    return timed(finished, time.process_time if clock == "process" else time.perf_counter)
 
 
 def chunk(name: str, n: int, nfe: int, device: str) -> Callable[[], object]:
@@ -124,7 +121,7 @@ def chunk(name: str, n: int, nfe: int, device: str) -> Callable[[], object]:
 def serve(pipe: Connection, build: Callable, threads: int, clock: str, *facts) -> None:
     """The life of a process: draw whenever something is sent, and say how long it took."""
     torch.set_num_threads(threads)
-    measured = timed(build(*facts), clock)
+    measured = clocked(build(*facts), clock)
     pipe.send(None)
     while pipe.recv():
         pipe.send(measured())
@@ -157,18 +154,6 @@ def apart(build: Callable, count: int, threads: int, clock: str, *facts) -> Iter
             process.join()
 
 
-def rotated(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after one round that warms up; the order rotates."""
-    names = list(contenders)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(-1, rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            took = contenders[name]()
-            if turn >= 0:
-                seconds[name].append(took)
-    return seconds
-
-
 def compared(name: str, nfe: int, n: int, rounds: int, site: Site, clock: str) -> list[Record]:
     """How many times as fast as the others the harness draws n images; details are images a second."""
     data = load(name)
@@ -177,11 +162,11 @@ def compared(name: str, nfe: int, n: int, rounds: int, site: Site, clock: str) -
     x = torch.randn(n, *data.shape, device=site.device)
     with apart(pipeline, 1, site.threads, clock, name, n, nfe, site.device) as pipe:
         contenders = {
-            HARNESS: timed(harness(model, data, n, nfe, site), clock),
-            LOOP: timed(bare_loop(model, x, nfe, size, site.execution), clock),
+            HARNESS: clocked(harness(model, data, n, nfe, site), clock),
+            LOOP: clocked(bare_loop(model, x, nfe, size, site.execution), clock),
             PIPELINE: pipe,
         }
-        took = rotated(contenders, rounds)
+        took = turns(contenders, rounds)
     form = ", compiled" if site.execution.compiled else ""
     how = f"{n} images by DDIM, {rounds} rounds, {site.threads} thread, {clock} time"
     fast = site.device != "cpu" or data.dim > SMALL
@@ -200,7 +185,7 @@ def on_all_cores(name: str, nfe: int, n: int, rounds: int) -> list[Record]:
         apart(chunk, count, 1, "wall", name, n // count, nfe, "cpu") as workers,
         apart(pipeline, 1, count, "wall", name, n // count * count, nfe, "cpu") as pipe,
     ):
-        took = rotated({HARNESS: workers, PIPELINE: pipe}, rounds)
+        took = turns({HARNESS: workers, PIPELINE: pipe}, rounds)
     how = f"{n} images by DDIM, {rounds} rounds, {count} workers against {count} threads, wall time"
     return [record(f"{name}, {nfe} NFE, all cores: against the {PIPELINE}", took, PIPELINE, n, 1.5, how)]
 

@@ -27,9 +27,16 @@ def test_a_ratio_holds_from_its_bound_up_and_seconds_hold_down_to_theirs():
 
 def test_every_contender_has_one_turn_a_round_and_no_one_is_always_first():
     order = []
-    took = turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, warm=False)
+    contenders = {name: lambda name=name: order.append(name) or float(len(order)) for name in "ab"}
+    assert turns(contenders, 2, warm=False) == {"a": [1.0, 4.0], "b": [2.0, 3.0]}
     assert order == ["a", "b", "b", "a"]
-    assert [len(seconds) for seconds in took.values()] == [2, 2]
+
+
+def test_a_round_that_warms_up_does_not_count():
+    order = []
+    contenders = {name: lambda name=name: order.append(name) or float(len(order)) for name in "ab"}
+    assert turns(contenders, 2) == {"a": [3.0, 6.0], "b": [4.0, 5.0]}
+    assert order == ["b", "a", "a", "b", "b", "a"]
 
 
 def test_a_ratio_is_the_median_over_the_rounds():

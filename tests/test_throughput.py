@@ -22,11 +22,3 @@ def test_the_bare_loop_draws_what_the_harness_draws():
 
 def test_the_pipeline_draws_as_many_images_of_the_same_shape():
     assert throughput.pipeline("digits", 2, 1, "cpu")().shape == (2, 8, 8, 1)
-
-
-def test_contenders_take_turns_after_one_round_that_does_not_count():
-    order = []
-    contenders = {name: lambda name=name: order.append(name) or float(len(order)) for name in "ab"}
-    took = throughput.rotated(contenders, 2)
-    assert order == ["b", "a", "a", "b", "b", "a"]
-    assert took == {"a": [3.0, 6.0], "b": [4.0, 5.0]}
