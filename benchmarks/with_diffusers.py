@@ -1,6 +1,9 @@
 """A digits table without the harness: diffusers' schedulers on the project's network, and torch-fidelity's
 `calculate_metrics` with the digits extractor. `benchmarks.digits` times it against `bench run`.
 
+With --errors it gives what the harness's table has besides: the jackknife's errors, by `calculate_metrics` of
+all samples but one block of twenty, twenty times.
+
 python -m benchmarks.with_diffusers --samples 40 --nfe 5
 """
 
@@ -10,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 BATCH = 500
+BLOCKS = 20
 
 
 class Images(Dataset):
@@ -67,14 +71,38 @@ def drawn(model, scheduler, n: int, nfe: int) -> Tensor:
     return torch.cat(parts)
 
 
+def scores(images: Tensor, real: Tensor) -> tuple[float, float]:
+    """FID and the Inception score."""
+    from torch_fidelity import calculate_metrics
+
+    found = calculate_metrics(
+        input1=Images(images),
+        input2=Images(real),
+        feature_extractor="taxobench-digits",
+        fid=True,
+        isc=True,
+        cuda=False,
+        batch_size=BATCH,
+        verbose=False,
+    )
+    return found["frechet_inception_distance"], found["inception_score_mean"]
+
+
+def errors(images: Tensor, real: Tensor) -> Tensor:
+    """The delete-a-block jackknife's standard errors of both."""
+    blocks = images.chunk(BLOCKS)
+    rest = [torch.cat([*blocks[:i], *blocks[i + 1 :]]) for i in range(len(blocks))]
+    values = torch.tensor([scores(kept, real) for kept in rest], dtype=torch.float64)
+    return ((len(values) - 1) * values.var(0, correction=0)).sqrt()
+
+
 @click.command()
 @click.option("--samples", type=int, default=2000)
 @click.option("--nfe", default="5,10,20,50")
 @click.option("--base", default="denoiser", help="As for `bench run`.")
-def main(samples: int, nfe: str, base: str) -> None:
+@click.option("--errors", "with_errors", is_flag=True, help="The errors too.")
+def main(samples: int, nfe: str, base: str, with_errors: bool) -> None:
     """Print FID and the Inception score of every scheduler at every budget."""
-    from torch_fidelity import calculate_metrics
-
     from bench.data import load
     from bench.metrics.features import register
     from bench.models import bases
@@ -85,18 +113,11 @@ def main(samples: int, nfe: str, base: str) -> None:
     model, _ = bases.base_of(base, data)
     for name, scheduler in schedulers().items():
         for budget in map(int, nfe.split(",")):
-            found = calculate_metrics(
-                input1=Images(drawn(model, scheduler, samples, budget)),
-                input2=Images(data.train),
-                feature_extractor="taxobench-digits",
-                fid=True,
-                isc=True,
-                cuda=False,
-                batch_size=BATCH,
-                verbose=False,
-            )
-            fid, score = found["frechet_inception_distance"], found["inception_score_mean"]
-            click.echo(f"{name:12} {budget:5} {fid:10.3f} {score:8.3f}")
+            images = drawn(model, scheduler, samples, budget)
+            words = [f"{value:10.3f}" for value in scores(images, data.train)]
+            if with_errors:
+                words += [f"+- {value:.3f}" for value in errors(images, data.train)]
+            click.echo(f"{name:12} {budget:5} {' '.join(words)}")
 
 
 if __name__ == "__main__":
