@@ -25,7 +25,7 @@ CAUGHT = {
     "below_truth": ("likelihood", "below the exact value"),
     "writes_input": ("input", "x.clone()"),
     "imports_another": ("imports", "another plugin"),
-    "imports_runner": ("imports", "bench.running.runner"),
+    "imports_runner": ("imports", "bench.running"),
     "hides_rows": ("budget", "evaluations a sample"),
     "bare_network": ("counter", "counts nothing"),
     "copied_network": ("counter", "counts nothing"),

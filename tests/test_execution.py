@@ -17,6 +17,7 @@ from bench.diffusion.execution import PRECISIONS, Execution
 from bench.diffusion.networks import UNet
 from bench.diffusion.schedule import VP
 from bench.running.plan import Request
+from bench.running.planning import planned
 from bench.selection import Selection
 
 BF16 = Execution("bf16")
@@ -143,13 +144,13 @@ def test_fp32_leaves_a_protocol_as_it_was_and_other_precisions_do_not():
 
 
 def test_a_precision_is_part_of_what_was_asked(tmp_path):
-    def planned(**settings):
+    def plan(**settings):
         request = Request(
             Selection(("ddim",)), "mixture2d", nfe=(3,), samples=40, results=tmp_path, **settings
         )
         return planned(request, train=False)
 
-    plain, named, mixed = planned(), planned(precision="fp32"), planned(precision="bf16")
+    plain, named, mixed = plan(), plan(precision="fp32"), plan(precision="bf16")
     assert plain.cells[0].key == named.cells[0].key != mixed.cells[0].key
     assert mixed.site.execution == BF16
 
