@@ -180,8 +180,10 @@ def run(
     names = [data] if data else data_of(selection)
     requests = [Request(selection, data=name, device=device, **settings) for name in names]
     if dry_run:
+        from bench.running.estimating import described
+
         for request in requests:
-            click.echo(planning.described(planning.planned(request, train=False)))
+            click.echo(described(planning.planned(request, train=False)))
         return
     from bench.progress import Progress
     from bench.reporting.rendering import render

@@ -252,6 +252,21 @@ def test_a_dry_run_says_what_it_would_cost_and_draws_nothing(tmp_path):
     assert not store.read(tmp_path)
 
 
+def test_a_dry_run_counts_what_is_not_answered_and_not_trained_yet(tmp_path):
+    words = ("run", "ddim", "iddpm", "--data", "mixture2d", "--samples", 80, "--nfe", 4, "--images", 130)
+    words += ("--metric", "sliced_wasserstein")
+    before = bench(*words, "--dry-run", results=tmp_path).output
+    assert "2 of 2 cells" in before and "1 training of 130 images" in before
+    bench(*words[:1], "iddpm", *words[3:], "--quiet", results=tmp_path)
+    after = bench(*words, "--dry-run", results=tmp_path).output
+    assert "1 of 2 cells" in after and "training" not in after
+
+
+def test_a_dry_run_counts_the_shared_networks_that_are_to_be_trained(tmp_path):
+    said = bench("run", "ddim", "--base", "denoiser@777", "--dry-run", results=tmp_path).output
+    assert "before them 1 training of 777 images" in said
+
+
 def test_records_carry_what_a_script_needs(tmp_path):
     ran("ddim", "--data", "mixture2d", results=tmp_path)
     records = json.loads(bench("table", "--format", "json", results=tmp_path).output)

@@ -30,7 +30,7 @@ from bench.diffusion.schedule import EDM
 from bench.diffusion.training import denoising_loss
 from bench.models import classes, specs
 from bench.models.checkpoints import architecture, loaded, shipped
-from bench.models.kept import How, fill, home, prepared, read_card, sha256_of, sound
+from bench.models.kept import How, fill, home, lies, prepared, read_card, sha256_of, sound
 
 IMAGES = {8: 400_000, 28: 600_000, 32: 10_000_000}  # training budget by resolution, in images seen
 
@@ -116,12 +116,25 @@ def identity(spec: str, data: Data, seed: int = 0, how: How = How()) -> str:
     and not built, which takes longer.
     """
     asked = specs.parsed(spec, RECIPES)
-    if asked.kind == "recipe" and not asked.steered and not known_exactly(asked.place, data):
-        facts = facts_of(asked, data, seed, None)
-        folder = shipped(data, facts) or home(kept_name(asked.place, data), facts)
-        if found := sound(folder):
-            return found
+    trained = asked.kind == "recipe" and not asked.steered and not known_exactly(asked.place, data)
+    if trained and (found := sound(folder_of(asked, data, seed))):
+        return found
     return base_of(spec, data, seed, None, how)[1]["sha256"]
+
+
+def untrained_images(spec: str, data: Data, seed: int = 0) -> int:
+    """The images on which must still be trained before `base_of` can give the model, 0 if none."""
+    asked = specs.parsed(spec, RECIPES)
+    models = [asked.of("denoiser"), asked.of("classifier")] if asked.classifier else [asked]
+    recipes = [one for one in models if one.kind == "recipe" and not known_exactly(one.place, data)]
+    missing = [one for one in recipes if not lies(folder_of(one, data, seed))]
+    return sum(facts_of(one, data, seed, None)["images"] for one in missing)
+
+
+def folder_of(asked: specs.Spec, data: Data, seed: int) -> Path:
+    """Where the model that a recipe trains lies, or will lie."""
+    facts = facts_of(asked, data, seed, None)
+    return shipped(data, facts) or home(kept_name(asked.place, data), facts)
 
 
 def known_exactly(name: str, data: Data) -> bool:

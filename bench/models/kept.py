@@ -122,14 +122,19 @@ def home(name: str, facts: dict) -> Path:
     return cache_dir() / "models" / f"{name}-{key_of(facts)}"
 
 
+def lies(folder: Path) -> bool:
+    """Whether a model that was trained to its end lies in a folder, as far as the files' names tell."""
+    return bool(read_card(folder)) and pieces.there(folder / "model.safetensors")
+
+
 def sound(folder: Path) -> str | None:
     """The sha256 on a model's card, if the tensors beside it are of that sha256."""
-    card = read_card(folder)
-    if not card or not pieces.there(folder / "model.safetensors"):
+    if not lies(folder):
         return None
+    known = read_card(folder)["sha256"]
     with suppress(click.ClickException):
-        if sha256_of_tensors(contents(folder / "model.safetensors")) == card["sha256"]:
-            return card["sha256"]
+        if sha256_of_tensors(contents(folder / "model.safetensors")) == known:
+            return known
     return None
 
 

@@ -3,12 +3,9 @@ answer yet.
 """
 
 import json
-import time
 from dataclasses import replace
 
 import click
-import numpy as np
-import torch
 
 from bench import protocol, registry, store
 from bench.cache import canonical, key_of
@@ -27,12 +24,14 @@ from bench.selection import selected
 
 SAMPLES = 2000
 CHUNK = 500
+NONE_YET = "none yet"  # the id of a shared model that is still to be trained
 
 
 def planned(request: Request, progress: Progress | None = None, train: bool = True) -> Plan:
     """The cells that answer a request, and which of them the results folder does not answer yet.
 
-    `train` False plans without training the shared base; cells then carry a base id that no row has.
+    `train` False plans without training shared models; cells of one that is not there carry a base id that no
+    row has.
     """
     data = load(request.data)
     site = site_of(request)
@@ -55,7 +54,7 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
         extractor = features.extractor(name, data, request.device)
         metrics["sample"] = without_classes(metrics["sample"], extractor, request)
         reference = imported(request.statistics, extractor, metrics["sample"])
-    ids = base_ids(request, data, chosen.methods, progress) if train else {}
+    ids = base_ids(request, data, chosen.methods, progress, train)
     asked = specs.parsed(request.base)
     cells, skipped = [], list(chosen.skipped)
     for plugin, parameters in chosen.methods:
@@ -81,7 +80,7 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
                 "parameters": canonical(parameters_of(plugin, parameters)),
                 "data": request.data,
                 "base": request.base if "denoiser" in plugin.recipes else plugin.base or "",
-                "base_id": identity_of([ids.get(name, "none yet") for name in plugin.recipes]),
+                "base_id": identity_of([ids[name] for name in plugin.recipes]),
                 "train_seed": request.train_seed,
                 "images": training_images(request, plugin, data) if "train" in plugin.abilities else None,
                 "ask": ask,
@@ -102,13 +101,18 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
     return plan
 
 
-def base_ids(request: Request, data: Data, methods: list, progress: Progress | None) -> dict[str, str]:
-    """The sha256 of every shared model the methods are given, trained now where they are not there yet."""
+def base_ids(
+    request: Request, data: Data, methods: list, progress: Progress | None, train: bool
+) -> dict[str, str]:
+    """The sha256 of every shared model the methods are given, which is trained now where it is not there yet;
+    without `train` NONE_YET.
+    """
     how = How(request.device, progress.report if progress else None, request.minutes, request.threads)
     ids = {}
     for name in dict.fromkeys(name for plugin, _ in methods for name in plugin.recipes):
-        spec = request.base if name == "denoiser" else name
-        ids[name] = bases.identity(spec, data, request.train_seed, how)
+        spec, seed = request.base if name == "denoiser" else name, request.train_seed
+        there = train or not bases.untrained_images(spec, data, seed)
+        ids[name] = bases.identity(spec, data, seed, how) if there else NONE_YET
     return ids
 
 
@@ -180,47 +184,3 @@ def expected(plan: Plan, cell: Cell) -> list[str]:
 
 def named(name: str, plan: Plan) -> str:
     return column(name, plan.extractor.name if METRICS[name].needs_extractor and plan.extractor else None)
-
-
-def described(plan: Plan) -> str:
-    """The plan in words: what would be drawn, and what it costs."""
-    cost = estimate(plan)
-    lines = [f"{cell.method:24} {cell.nfe:5} NFE  seed {cell.seed}  {cell.ask}" for cell in plan.todo]
-    trained = plan.data.exact is not None or not any(cell.base_id == "none yet" for cell in plan.cells)
-    lines.append(
-        f"{cost['cells']:,} of {len(plan.cells):,} cells to run: {cost['evaluations']:,} evaluations, "
-        f"about {cost['seconds'] / 60:.1f} minutes here"
-        + (
-            ""
-            if trained
-            else f", after training the base ({bases.default_images(plan.data):,} images) if need be"
-        )
-    )
-    return "\n".join(lines)
-
-
-def estimate(plan: Plan) -> dict[str, float]:
-    """What a plan will cost: network evaluations, and seconds by the speed of rows measured here before (or
-    of a trial batch).
-    """
-    evaluations = sum(cell.nfe * cell.samples for cell in plan.todo)
-    rows = [
-        row
-        for row in store.read(plan.request.results)
-        if row["data"] == plan.request.data and row["seconds"] and row["nfe"]
-    ]
-    speeds = [row["nfe"] * row["samples"] / row["seconds"] for row in rows if row["ask"] == "sample"]
-    speed = float(np.median(speeds)) if speeds else trial_speed(plan)
-    return {"cells": len(plan.todo), "evaluations": evaluations, "seconds": evaluations / speed}
-
-
-def trial_speed(plan: Plan) -> float:
-    """Rows a second of the base network, by one batch."""
-    mixture = plan.data.exact is not None and plan.data.kind in ("image", "vector")
-    model = bases.exact_denoiser(plan.data) if mixture else bases.new_denoiser(plan.data)
-    x = model.prior(64)
-    with torch.no_grad():
-        model(x, model.schedule.t_max)
-        started = time.perf_counter()
-        model(x, model.schedule.t_max)
-    return 64 / (time.perf_counter() - started)

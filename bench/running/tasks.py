@@ -50,7 +50,8 @@ def train(task: Task) -> str:
     except (Exception, SystemExit) as error:
         raise_for_disk(error)
         return f"{name} could not be trained: {sentence(error)}"
-    return f"{name}: trained on {card['images']:,} images in {card['seconds']:.0f} s"
+    work = f"trained on {card['images']:,} images" if card["images"] else f"{card['rows']:,} evaluations"
+    return f"{name}: {work} in {card['seconds']:.0f} s"
 
 
 def train_away(task: Task, lender: Lender) -> str:

@@ -73,16 +73,7 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
         return Ready(method, placed(method.build(base, data, asked_nfe(cell)), site.device), data, card, flow)
     if base is not None and labelled(base):
         raise click.ClickException(f"{cell.method} trains on its base, which cannot be one with classes.")
-    facts = {
-        "method": cell.method,
-        "version": cell.version,
-        "parameters": cell.parameters,
-        "base": cell.base_id,
-        "data": data.fingerprint,
-        "images": cell.images,
-        "seed": cell.train_seed,
-        "nfe": cell.nfe if trained_per_nfe(cell, site) else None,
-    }
+    facts = training_of(cell, data, site)
     model, card = bases.prepared(
         cell.method,
         facts,
@@ -93,6 +84,20 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
         label=f"training {cell.method}" + (f" for {cell.nfe} NFE" if facts["nfe"] else ""),
     )
     return Ready(method, model, data, card, flow)
+
+
+def training_of(cell: Cell, data: Data, site: Site) -> dict:
+    """What determines the model that a cell's method trains, on its data as the method sees them."""
+    return {
+        "method": cell.method,
+        "version": cell.version,
+        "parameters": cell.parameters,
+        "base": cell.base_id,
+        "data": data.fingerprint,
+        "images": cell.images,
+        "seed": cell.train_seed,
+        "nfe": cell.nfe if trained_per_nfe(cell, site) else None,
+    }
 
 
 def bases_of(plugin: registry.Plugin, method: Method, cell: Cell, site: Site) -> nn.Module | None:

@@ -1,0 +1,80 @@
+"""What a plan will cost: evaluations, trainings, and about how long they take here."""
+
+import time
+
+import numpy as np
+import torch
+
+from bench import registry, store
+from bench.data import load
+from bench.models import bases
+from bench.models.kept import home, lies
+from bench.running.plan import Plan
+from bench.running.worker import training_of
+
+TRAINED = 3  # evaluations that an image in training takes the time of: one forward, two backward
+
+
+def described(plan: Plan) -> str:
+    """The plan in words: what would be drawn, and what it costs."""
+    cost = estimate(plan)
+    lines = [f"{cell.method:24} {cell.nfe:5} NFE  seed {cell.seed}  {cell.ask}" for cell in plan.todo]
+    drawing = f"{cost['cells']:,} of {len(plan.cells):,} cells to run: {cost['evaluations']:,} evaluations"
+    drawing += f", about {cost['seconds'] / 60:.1f} minutes here"
+    if cost["trainings"]:
+        number = f"{cost['trainings']:,} training" + "s" * (cost["trainings"] > 1)
+        drawing += f"; before them {number} of {cost['images']:,} images in all"
+        if plan.data.exact is None:  # else the trial was of no network such as is trained
+            drawing += f", about {cost['training_seconds'] / 60:.0f} minutes"
+    return "\n".join([*lines, drawing])
+
+
+def estimate(plan: Plan) -> dict[str, float]:
+    """What a plan will cost: network evaluations, trainings and their images, and the seconds of both by the
+    speed of rows measured here before (or of a trial batch).
+    """
+    evaluations = sum(cell.nfe * cell.samples for cell in plan.todo)
+    rows = [
+        row
+        for row in store.read(plan.request.results)
+        if row["data"] == plan.request.data and row["seconds"] and row["nfe"]
+    ]
+    speeds = [row["nfe"] * row["samples"] / row["seconds"] for row in rows if row["ask"] == "sample"]
+    speed = float(np.median(speeds)) if speeds else trial_speed(plan)
+    images = trainings(plan)
+    return {
+        "cells": len(plan.todo),
+        "evaluations": evaluations,
+        "seconds": evaluations / speed,
+        "trainings": len(images),
+        "images": sum(images),
+        "training_seconds": TRAINED * sum(images) / speed,
+    }
+
+
+def trainings(plan: Plan) -> list[int]:
+    """The budgets, in images, of all trainings that the cells left to do need and that were not done yet."""
+    known = registry.plugins(plan.site.plugin_files)
+    shared, own = {}, {}
+    for cell in plan.todo:
+        plugin = known[cell.method]
+        for name in plugin.recipes:
+            shared[cell.base if name == "denoiser" else name, cell.train_seed] = None
+        if cell.images is not None:
+            data = load(cell.data).seen_by(plugin.kinds)
+            folder = home(cell.method, training_of(cell, data, plan.site))
+            own[folder] = cell.images
+    needed = [bases.untrained_images(spec, plan.data, seed) for spec, seed in shared]
+    return [images for images in needed if images] + [n for folder, n in own.items() if not lies(folder)]
+
+
+def trial_speed(plan: Plan) -> float:
+    """Rows a second of the base network, by one batch."""
+    mixture = plan.data.exact is not None and plan.data.kind in ("image", "vector")
+    model = bases.exact_denoiser(plan.data) if mixture else bases.new_denoiser(plan.data)
+    x = model.prior(64)
+    with torch.no_grad():
+        model(x, model.schedule.t_max)
+        started = time.perf_counter()
+        model(x, model.schedule.t_max)
+    return 64 / (time.perf_counter() - started)
