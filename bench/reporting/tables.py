@@ -136,7 +136,11 @@ def table(
         floor=floor,
         failed=failed,
         least={label: reading.known[name].least for label, name in methods.items() if name in reading.known},
-        notes=notes_of(metric, columns, rows, floor, failed) + protocols_of(rows, reading.folder),
+        notes=[
+            *notes_of(metric, columns, rows, floor, failed),
+            *training_of(measured),
+            *protocols_of(rows, reading.folder),
+        ],
     )
 
 
@@ -233,6 +237,22 @@ def notes_of(
             notes.append("[ode]: the likelihood of a model's probability flow.")
         notes.append("'-': a learning-free sampler has no likelihood of its own.")
     return notes + [f"{label} at {budget} failed: {why}" for (label, budget), why in failed.items()]
+
+
+def training_of(measured: Sequence[Labelled]) -> list[str]:
+    """What each line's own training saw, the base's apart: a note, if any line was trained."""
+    seen: dict[str, set[int]] = {}
+    for label, row in measured:
+        if row["train_images"]:
+            seen.setdefault(label, set()).add(row["train_images"])
+    alike: dict[tuple[int, int], list[str]] = {}
+    for label, images in seen.items():
+        alike.setdefault((min(images), max(images)), []).append(label)
+    parts = [
+        f"{low:,}{f' to {high:,}' if high > low else ''} {', '.join(sorted(alike[low, high]))}"
+        for low, high in sorted(alike)
+    ]
+    return [f"Images seen in training, beside the base's: {'; '.join(parts)}."] if parts else []
 
 
 def protocols_of(rows: Sequence[dict], folder: Path) -> list[str]:
