@@ -229,7 +229,7 @@ class Answers:
         lines = more.split(b"\n")[:-1]
         for line, row in zip(lines, rows_of(lines, self.path, self.lines + 1)):
             self.lines, self.end = self.lines + 1, self.end + len(line) + 1
-            if row["error"] is None:
+            if row["error"] is None and not row["details"].get("capped"):
                 self.pairs.add((row["key"], row["metric"]))
         return self.pairs
 
@@ -240,7 +240,9 @@ def answers(path: Path) -> Answers:
 
 
 def answered(folder: Path) -> set[tuple[str, str]]:
-    """The (cell key, metric) pairs that the folder answers; failures answer nothing."""
+    """The (cell key, metric) pairs that the folder answers; failures answer nothing, and neither do
+    trainings that were cut short.
+    """
     return answers(folder.resolve() / "rows.jsonl").now()
 
 

@@ -244,6 +244,22 @@ def test_two_protocols_never_share_a_column(tmp_path):
     assert bench("table", "--protocol", prints.pop(), results=tmp_path).exit_code == 0
 
 
+def test_trainings_that_are_cut_short_are_one_in_their_run_and_go_on_in_the_next(tmp_path):
+    words = ("run", "npr_ddpm", "--base", "denoiser@300", "--images", 1280, "--samples", 40, "--nfe", "2,3")
+    words += ("--metric", "fid", "--quiet")
+    said = bench(*words, "--minutes", "0.00001", results=tmp_path)
+    assert said.exit_code == 0 and "training cut short" in said.output
+    rows = [row for row in store.read(tmp_path) if row["method"] == "npr_ddpm"]
+    seen = {row["train_images"] for row in rows}
+    assert len(rows) == 2 and len({row["base_id"] for row in rows}) == len(seen) == 1
+    assert "2 of 2 cells" in bench(*words[:-1], "--dry-run", results=tmp_path).output
+    assert "cut short" not in bench(*words, results=tmp_path).output
+    later = [row for row in store.read(tmp_path) if row["method"] == "npr_ddpm"][2:]
+    assert min(row["train_images"] for row in later) > max(seen)
+    assert {row["base_id"] for row in later} != {row["base_id"] for row in rows}
+    assert "0 of 2 cells" in bench(*words[:-1], "--dry-run", results=tmp_path).output
+
+
 def test_a_dry_run_says_what_it_would_cost_and_draws_nothing(tmp_path):
     result = bench(
         "run", "ddim", "--data", "mixture2d", "--samples", 100, "--nfe", "4,9", "--dry-run", results=tmp_path

@@ -316,8 +316,8 @@ EXACT = {
 
 
 @lru_cache(maxsize=8)
-def shared(spec: str, data_name: str, seed: int, device: str) -> tuple[nn.Module, dict]:
+def shared(spec: str, data_name: str, seed: int, how: How) -> tuple[nn.Module, dict]:
     """`base_of` for a worker that asks again and again."""
     from bench.data import load
 
-    return base_of(spec, load(data_name), seed, None, How(device))
+    return base_of(spec, load(data_name), seed, None, how)

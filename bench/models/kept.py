@@ -8,6 +8,7 @@ card. Nothing is unpickled.
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,7 @@ class How:
     precision: str = "fp32"  # of training; one of `execution.PRECISIONS`
     shard_size: int | None = None  # bytes; what training leaves is cut into pieces of at most so many
     team: Team = ALONE  # who trains along
+    run: str = ""  # whose trainings are cut short at `minutes`, and used as they are until it ends
 
 
 def prepared(
@@ -55,24 +57,13 @@ def prepared(
     """
     folder = home(name, facts)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "model.safetensors"
     place = {"folder": str(folder)}
+    short = folder / f"run-{how.run}" if how.run else None  # what is trained in no more than `minutes`
     with held(folder / ".lock", how.team):
-        if not pieces.there(weights):
-            borrow(weights, pieces.index_of(weights), folder / "card.json")
-            if pieces.there(weights) and not weights.exists():
-                borrow(*(folder / name for name in pieces.read_index(weights)["sha256"]))
-        card = read_card(folder)
-        if pieces.there(weights) and card:
-            model = build()
-            try:
-                fill(model, weights, card["sha256"])
+        for there in (folder, short):
+            if there and (found := loaded_from(there, build)):
                 cut(folder, how)
-                return placed(model.eval(), how.device), card | place
-            except click.ClickException as damage:
-                if not weights.exists():  # in pieces, which can still be brought
-                    raise
-                click.echo(f"{damage.message} It is trained again.", err=True)
+                return placed(found[0].eval(), how.device), found[1] | place
         keep_memory()
         model = placed(build(), how.device)
         settings = {"folder": folder, "seed": seed, "device": how.device, "label": label}
@@ -105,16 +96,50 @@ def prepared(
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **finish(model),
         }
-        # A capped training is used, and goes on from its checkpoint the next time.
-        if how.team.leads and not session.capped:
-            with whole(weights) as part:
-                save_file(tensors_of(model), part)
-            write_json(folder / "card.json", card)
-            hand_back(weights, folder / "card.json")
-            for loop in range(1, session.loops + 1):
-                pieces.remove(training.checkpoint_of(folder, loop))
+        # A capped training is used in its run, and goes on from its checkpoint in the next.
+        if how.team.leads:
+            if not session.capped:
+                keep(model, card, folder)
+                for loop in range(1, session.loops + 1):
+                    pieces.remove(training.checkpoint_of(folder, loop))
+            elif short:
+                keep(model, card, short)
+            for old in set(folder.glob("run-*")) - ({short} if session.capped else set()):
+                shutil.rmtree(old, ignore_errors=True)
         cut(folder, how)
     return model, card | place
+
+
+def loaded_from(folder: Path, build: Callable[[], nn.Module]) -> tuple[nn.Module, dict] | None:
+    """The model that lies in a folder or can be borrowed into it, and its card; None where there is none, or
+    a damaged one.
+    """
+    weights = folder / "model.safetensors"
+    if not pieces.there(weights):
+        borrow(weights, pieces.index_of(weights), folder / "card.json")
+        if pieces.there(weights) and not weights.exists():
+            borrow(*(folder / name for name in pieces.read_index(weights)["sha256"]))
+    card = read_card(folder)
+    if not (card and pieces.there(weights)):
+        return None
+    model = build()
+    try:
+        fill(model, weights, card["sha256"])
+    except click.ClickException as damage:
+        if not weights.exists():  # in pieces, which can still be brought
+            raise
+        click.echo(f"{damage.message} It is trained again.", err=True)
+        return None
+    return model, card
+
+
+def keep(model: nn.Module, card: dict, folder: Path) -> None:
+    """Write a model and its card, the card last, and hand both to whoever lends."""
+    weights = folder / "model.safetensors"
+    with whole(weights) as part:
+        save_file(tensors_of(model), part)
+    write_json(folder / "card.json", card)
+    hand_back(weights, folder / "card.json")
 
 
 def home(name: str, facts: dict) -> Path:

@@ -42,6 +42,8 @@ def labels_of(rows: Sequence[dict], known: dict[str, Plugin]) -> list[str]:
             inside.append("bound")
         if trials := row["details"].get("trials"):
             inside.append(f"tuned in {trials} trials")
+        if row["details"].get("capped"):
+            inside.append("training cut short")
         if plugin and row["version"] != plugin.version:
             inside.append(f"version {row['version']}")
         text = (plugin.title if plugin else row["method"]) + (f" ({', '.join(inside)})" if inside else "")

@@ -187,7 +187,9 @@ def row_of(
         train_seconds=card.get("seconds", 0.0) if trained else 0.0,
         train_rows=(card.get("rows", 0) if trained else 0) + readied.searched,
         start=readied.start,
-        details=(dict(found.extra) if found else {}) | tuned(plan.request),
+        details=(dict(found.extra) if found else {})
+        | tuned(plan.request)
+        | cut_short(card if trained else {}),
         error=error,
         source=cell.source,
         versions=versions(),
@@ -202,6 +204,11 @@ def row_of(
 def tuned(request: Request) -> dict[str, int]:
     """How many trials the settings took, where it was said that they are tuned."""
     return {"trials": request.trials} if request.trials else {}
+
+
+def cut_short(card: dict) -> dict[str, bool]:
+    """That a training was stopped before its budget, by --minutes: the row answers nothing for good."""
+    return {"capped": True} if card.get("capped") else {}
 
 
 @lru_cache

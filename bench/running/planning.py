@@ -54,7 +54,9 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
         extractor = features.extractor(name, data, request.device)
         metrics["sample"] = without_classes(metrics["sample"], extractor, request)
         reference = imported(request.statistics, extractor, metrics["sample"])
-    ids = base_ids(request, data, chosen.methods, progress, train)
+    report = progress.report if progress else None
+    how = How(site.device, report, request.minutes, request.threads, run=site.run)
+    ids = base_ids(request, data, chosen.methods, how, train)
     asked = specs.parsed(request.base)
     cells, skipped = [], list(chosen.skipped)
     for plugin, parameters in chosen.methods:
@@ -101,13 +103,10 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
     return plan
 
 
-def base_ids(
-    request: Request, data: Data, methods: list, progress: Progress | None, train: bool
-) -> dict[str, str]:
+def base_ids(request: Request, data: Data, methods: list, how: How, train: bool) -> dict[str, str]:
     """The sha256 of every shared model the methods are given, which is trained now where it is not there yet;
     without `train` NONE_YET.
     """
-    how = How(request.device, progress.report if progress else None, request.minutes, request.threads)
     ids = {}
     for name in dict.fromkeys(name for plugin, _ in methods for name in plugin.recipes):
         spec, seed = request.base if name == "denoiser" else name, request.train_seed

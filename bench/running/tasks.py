@@ -17,7 +17,7 @@ from bench.running.calibration import calibrate
 from bench.running.chunks import packed, write_chunk
 from bench.running.worker import Ready, Site, ask, device_name, ready, start_of, trained_per_nfe, uncounted
 
-COST = ("images", "seconds", "rows")  # what a row says of its model's card
+COST = ("images", "seconds", "rows", "capped")  # what a row says of its model's card
 
 
 @dataclass(frozen=True)

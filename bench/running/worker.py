@@ -40,7 +40,8 @@ class Site:
     threads: int = 1
     micro_batch: int | None = None
     plugin_files: tuple[Path, ...] = ()
-    minutes: float | None = None
+    minutes: float | None = None  # that each training may take
+    run: str = ""  # the name of a run whose trainings may be cut short by that
     execution: Execution = PLAIN
 
     def chunk_file(self, cell: Cell, number: int) -> Path:
@@ -65,7 +66,7 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
     plugin = registry.find(cell.method, registry.plugins(site.plugin_files))
     method = plugin.make(json.loads(cell.parameters))
     data = load(cell.data).seen_by(method.kinds)
-    how = bases.How(site.device, report, site.minutes, site.threads)
+    how = replace(how_at(site), report=report)
     base = bases_of(plugin, method, cell, site)
     flow = (base["denoiser"] if plugin.recipes[1:] else base) if plugin.from_prior else None
     card = {"sha256": cell.base_id, "images": 0, "seconds": 0.0, "rows": 0}
@@ -107,9 +108,14 @@ def bases_of(plugin: registry.Plugin, method: Method, cell: Cell, site: Site) ->
     models = {}
     for name in plugin.recipes:
         spec = cell.base if name == "denoiser" else name
-        model, _ = bases.shared(spec, cell.data, cell.train_seed, site.device)
+        model, _ = bases.shared(spec, cell.data, cell.train_seed, how_at(site))
         models[name] = seen_by(method, model) if name == "denoiser" else model
     return nn.ModuleDict(models) if len(models) > 1 else next(iter(models.values()), None)
+
+
+def how_at(site: Site) -> bases.How:
+    """How models are trained and loaded there."""
+    return bases.How(site.device, None, site.minutes, site.threads, run=site.run)
 
 
 def seen_by(method: Method, base: Denoiser) -> Denoiser:
