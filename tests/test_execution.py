@@ -155,6 +155,14 @@ def test_a_precision_is_part_of_what_was_asked(tmp_path):
     assert mixed.site.execution == BF16
 
 
+def test_a_dequantisation_is_one_protocol_whoever_adds_it(tmp_path):
+    selection = Selection(("probability_flow", "score_flow", "score_flow:dequantisation=variational"))
+    request = Request(selection, nfe=(50,), samples=40, metrics=("nll",), results=tmp_path)
+    cells = planned(request, train=False).cells
+    ours, its, variational = (cell.protocol for cell in cells if cell.ask == "nll")
+    assert ours == its != variational
+
+
 def test_a_run_in_bf16_is_measured_under_a_protocol_of_its_own(tmp_path):
     words = ["--data", "mixture2d", "--nfe", "3", "--samples", "40", "--threads", "1", "--quiet"]
     for more in ([], ["--precision", "bf16"]):

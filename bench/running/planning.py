@@ -69,7 +69,7 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
                 continue
             count = samples if ask == "sample" else held_out
             chunk = min(CHUNK, count)
-            dequantise = plugin.declared.get("dequantise", "uniform")
+            dequantise = dequantisation(plugin, parameters_of(plugin, parameters))
             facts = protocol.of(ask, data, extractor, count, chunk, dequantise, reference)
             facts |= protocol.precise(request.precision)
             fingerprint = protocol.fingerprint(facts)
@@ -165,18 +165,23 @@ def parameters_of(plugin: Plugin, given: dict) -> dict:
     return {name: default for name, (_, default) in plugin.parameters.items()} | given
 
 
+def dequantisation(plugin: Plugin, parameters: dict) -> str:
+    """What is added to data on levels for a likelihood: the harness's uniform noise, none, or the method's
+    own, which is named by its parameter of that name.
+    """
+    declared = plugin.declared.get("dequantise", "uniform")
+    return parameters.get("dequantisation", "own") if declared == "own" else declared
+
+
 def expected(plan: Plan, cell: Cell) -> list[str]:
     """The columns that the rows of a cell fill."""
+    plugin = registry.find(cell.method, registry.plugins(plan.site.plugin_files))
     if cell.ask != "sample":
-        declared = registry.plugins(plan.site.plugin_files)[cell.method].declared
-        kind = "elbo" if cell.ask == "bound" else declared.get("likelihood") or "elbo"
-        dequantise = declared.get("dequantise", "uniform")
-        if dequantise == "own":
-            dequantise = json.loads(cell.parameters).get("dequantisation", "own")
+        kind = "elbo" if cell.ask == "bound" else plugin.declared.get("likelihood") or "elbo"
+        dequantise = dequantisation(plugin, json.loads(cell.parameters))
         qualifier = kind if not plan.data.levels or dequantise == "none" else f"{kind},{dequantise}"
         excess = ["nll_excess[" + qualifier + "]"] if plan.data.exact is not None else []
         return [column("nll", qualifier), *excess]
-    plugin = registry.find(cell.method, registry.plugins(plan.site.plugin_files))
     names = [name for name in plan.metrics["sample"] if name != "distance" or plugin.from_prior]
     return [named(name, plan) for name in names]
 
