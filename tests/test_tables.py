@@ -66,6 +66,31 @@ def test_higher_is_better_where_it_is():
     assert table.best[10] == {"UniPC"}
 
 
+def test_a_flow_likelihood_that_falls_when_steps_are_left_out_is_set_apart_and_never_best():
+    metric, other = "nll[ode,uniform]", RNG.normal(size=20)
+    rows = [row("score_flow", budget, value, metric) for budget, value in ((10, 1.2), (50, 1.7), (100, 1.7))]
+    rows += [row("idode", budget, 5.0, metric, noise=other) for budget in (10, 50, 100)]
+    table = only(rows)
+    assert table.unsettled == {("ScoreFlow", 10)} and "ScoreFlow" not in table.best[10]
+    assert table.best[50] == {"ScoreFlow"}
+    text = render([table], "md")
+    assert "(1.20" in text and "In parentheses" in text
+    assert [r["settled"] for r in json.loads(render([table], "json"))].count(False) == 1
+
+
+def test_a_flow_likelihood_below_the_truth_is_none():
+    metric = "nll_excess[ode]"
+    table = only([row("score_flow", 10, -0.5, metric), row("idode", 10, 0.1, metric)])
+    assert table.unsettled == {("ScoreFlow", 10)} and "ScoreFlow" not in table.best[10]
+
+
+def test_under_a_table_stands_what_its_lines_saw_in_training():
+    rows = [row("vdm", metric="nll[elbo]", train_images=400_000), row("ddpm", metric="nll[elbo]")]
+    rows += [row("amed", budget, train_images=images) for budget, images in ((5, 10), (10, 20))]
+    text = render(tables(rows, Reading()), "md")
+    assert "beside the base's: 400,000 VDM." in text and "beside the base's: 10 to 20 AMED-Solver." in text
+
+
 def test_nearest_to_the_held_out_value_is_best_where_that_is_the_aim():
     details = {"held_out": -60.0}
     rows = [row("ddim", metric="exact_nll", value=-61.0), row("unipc", metric="exact_nll", value=-90.0)]

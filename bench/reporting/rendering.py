@@ -85,7 +85,8 @@ def cell(table: Table, label: str, budget: int, bold: str = "**{}**", pm: str = 
     text = ("≤" if is_bound(entry) else "") + text
     if label in table.best.get(budget, ()):
         text = bold.format(text)
-    return plus_minus(text, error, pm)
+    whole = plus_minus(text, error, pm)
+    return f"({whole})" if (label, budget) in table.unsettled else whole
 
 
 def is_bound(entry: Entry) -> bool:
@@ -134,6 +135,7 @@ def record(table: Table, label: str, budget: int, entry: Entry) -> dict:
         "stderr": entry.stderr,
         "bias_corrected": bias_corrected(entry.value, entry.replicates) if table.metric == "fid" else None,
         "tied_with_best": label in table.best.get(budget, ()),
+        "settled": (label, budget) not in table.unsettled,
         "samples": entry.samples,
         "seeds": len(entry.rows),
         "protocol": row["protocol"],

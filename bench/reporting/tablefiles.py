@@ -84,6 +84,7 @@ def long_sheet(table: Table) -> Sheet:
                 continue
             facts = record(table, label, budget, entry)
             text = ("≤" if is_bound(entry) else "") + plus_minus(*rounded(entry.value, entry.stderr))
+            text = text if facts["settled"] else f"({text})"
             what = [label, *([entry.column] if several else []), str(budget)]
             nfe = (f"{entry.nfe:.4g}", f"{entry.nfe_max:.4g}")
             cost = (f"{facts['seconds']:.1f}", f"{facts['train_images']:,}", str(facts["seeds"]))

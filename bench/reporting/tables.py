@@ -15,6 +15,11 @@ from bench.statistics import bias_corrected, stderr, ties
 
 FLOOR = "real data"
 LIKELIHOODS = ("nll", "nll_excess")
+SURE = 3.0  # standard errors, from which on a likelihood is held to be an error of integration
+UNSETTLED = (
+    "In parentheses: no likelihood, but the error of too few steps of integration; with more of them the "
+    "same model's is higher, or it lies below the truth."
+)
 Labelled = tuple[str, dict]  # a row, and the line it stands in
 
 
@@ -53,6 +58,7 @@ class Table:
     failed: dict[tuple[str, int], str]
     least: dict[str, int]
     notes: list[str]
+    unsettled: frozenset[tuple[str, int]] = frozenset()  # likelihoods that are their integration's error
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,7 @@ def table(
         label: row["method"] for label, row in (*measured, *failures, *listed) if row["method"] != FLOOR
     }
     floor = merged(floors[:1]) if floors else None
+    doubtful = unsettled(entries)
     return Table(
         data=data,
         metric=metric,
@@ -132,15 +139,17 @@ def table(
         labels=sorted(methods, key=lambda label: order_of(label, reading.known.get(methods[label]))),
         budgets=sorted({budget for _, budget in [*entries, *failed]}),
         entries=entries,
-        best=best_of(entries, METRICS[metric].better),
+        best=best_of({k: v for k, v in entries.items() if k not in doubtful}, METRICS[metric].better),
         floor=floor,
         failed=failed,
         least={label: reading.known[name].least for label, name in methods.items() if name in reading.known},
         notes=[
             *notes_of(metric, columns, rows, floor, failed),
+            *([UNSETTLED] if doubtful else []),
             *training_of(measured),
             *protocols_of(rows, reading.folder),
         ],
+        unsettled=doubtful,
     )
 
 
@@ -154,6 +163,22 @@ def best_of(entries: dict[tuple[str, int], Entry], better: str) -> dict[int, set
         which = "higher" if better == "higher" else "lower"
         best.setdefault(budget, set()).update(ties(column, which) if len(column) > 1 else ())
     return best
+
+
+def unsettled(entries: dict[tuple[str, int], Entry]) -> frozenset[tuple[str, int]]:
+    """The likelihoods of flows that cannot be likelihoods: better than the same model's at its greatest
+    budget, significantly and by more than their own error, or better than the truth. What is better there is
+    the error of too few steps.
+    """
+    flows = {place: entry for place, entry in entries.items() if "[ode" in entry.column}
+    found = set()
+    for (label, budget), entry in flows.items():
+        last = flows[label, max(other for name, other in flows if name == label)]
+        sure = SURE * stderr([a - b for a, b in zip(entry.replicates, last.replicates)])
+        untrue = entry.column.startswith("nll_excess") and entry.value < -SURE * entry.stderr
+        if untrue or last.value - entry.value > max(sure, entry.stderr):
+            found.add((label, budget))
+    return frozenset(found)
 
 
 def standing(entry: Entry, better: str) -> tuple[float, tuple[float, ...]]:

@@ -13,7 +13,7 @@ PAGES = ((345, 550), (550, 345))  # points of width and height in LaTeX's articl
 TYPES = {"small": (4.75, 11.0), "footnotesize": (4.45, 9.5), "scriptsize": (4.15, 8.0), "tiny": (3.6, 6.0)}
 SMALLEST, LAST = "scriptsize", "tiny"  # to be read, and where nothing else fits
 GAP = 3  # points on either side of a column
-AROUND = 100  # points for a table's caption and notes
+AROUND = 70  # points for a table's caption, its heading and its rules
 NARROW = 16  # characters below which a text does not want to be wrapped
 TEX = {
     "\\": r"\textbackslash{}",
@@ -82,7 +82,7 @@ def typeset(
     under = [rf"\par\scriptsize\raggedright {escaped(note)}" for note in notes]
     under = [r"\par\smallskip", *under] if notes else []
     caption = rf"\caption{{{escaped(title)}}}"
-    if height(body, plan) * TYPES[plan.size][1] <= PAGES[plan.turned][1] - AROUND:
+    if height(body, plan) * TYPES[plan.size][1] + height_of(notes, plan) <= PAGES[plan.turned][1] - AROUND:
         table = [
             rf"\begin{{tabular}}{{{columns}}}",
             *head,
@@ -149,6 +149,13 @@ def shared(
         widths[i] = max(floors[i], min(needs[i], left / (len(order) - count)))
         left -= widths[i]
     return widths
+
+
+def height_of(notes: Sequence[str], plan: Layout) -> float:
+    """How many points the notes take, which are set in scriptsize."""
+    each, line = TYPES["scriptsize"]
+    width = PAGES[plan.turned][0]
+    return sum(math.ceil(extent(note) * each / width) for note in notes) * line
 
 
 def height(body: Sequence[Sequence[str]], plan: Layout) -> int:
