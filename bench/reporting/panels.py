@@ -5,7 +5,7 @@ Each draws on matplotlib axes that it is given.
 
 from collections.abc import Sequence
 
-from bench.reporting.series import GREY, Column, Line, Look, looks, measured_order, pareto, scale_of
+from bench.reporting.series import GREY, Column, Line, Look, measured_order, pareto, scale_of
 
 
 def panel(ax, lines: Sequence[Line], look: dict[str, Look], column: Column, slopes: bool) -> list[tuple]:
@@ -137,23 +137,34 @@ def pareto_panel(ax, timed: Sequence[tuple], look: dict[str, Look]) -> None:
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=7.5, handlelength=3.2)
 
 
-def nll_fid_panel(ax, joint: dict[Line, list], fid: Column, nll: Column) -> None:
-    look = looks(list(joint), by_leaf=False)
-    values = lambda i: [pair[i].value for pairs in joint.values() for pair in pairs]
+def nll_fid_panel(ax, shown: dict[Line, list], everyone: dict[Line, list], look: dict[str, Look]) -> None:
+    """Likelihood against FID, both less being better, for some lines; the scales are those of all lines."""
+    values = lambda i: [pair[i].value for pairs in everyone.values() for pair in pairs]
     set_scale(ax, values(1))
     ax.set_xscale("log" if scale_of(values(0))[0] == "log" else "linear")
-    for line, pairs in joint.items():
+    for line, pairs in sorted(shown.items(), key=lambda pair: not pair[0].baseline):
         x, y = [a.value for a, _ in pairs], [b.value for _, b in pairs]
         spread = {
             "xerr": [[a.value - a.low for a, _ in pairs], [a.high - a.value for a, _ in pairs]],
             "yerr": [[b.value - b.low for _, b in pairs], [b.high - b.value for _, b in pairs]],
         }
-        ax.errorbar(x, y, **spread, **drawing(look[line.label]), elinewidth=0.8, label=line.label)
-        for a, b in pairs:
+        style = look[line.label]
+        ax.errorbar(x, y, **spread, **drawing(style), elinewidth=0.6, label=line.label)
+        for a, b in {id(pair): pair for pair in (pairs[0], pairs[-1])}.values():
             ax.annotate(
-                f"{a.budget}", (a.value, b.value), xytext=(4, 4), textcoords="offset points", fontsize=7
-            )
-    unit = next(iter(joint.values()))[0][1].entry.rows[0]["details"].get("unit", "")
-    ax.set_xlabel(fid.name)
-    ax.set_ylabel(f"{nll.name}{f' ({unit})' if unit else ''}")
+                f"{a.budget}", (a.value, b.value), xytext=(4, 4), textcoords="offset points", fontsize=7,
+                color=style.colour,
+            )  # fmt: skip
+    plain_logs(ax)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=7.5, handlelength=3.2)
+
+
+def plain_logs(ax) -> None:
+    """Whole numbers at 1, 2, 5 of each decade, instead of powers, where an axis is logarithmic."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis, scale in ((ax.xaxis, ax.get_xscale()), (ax.yaxis, ax.get_yscale())):
+        if scale == "log":
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())

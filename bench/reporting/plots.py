@@ -126,29 +126,34 @@ def drawn(lines: Sequence[Line]) -> list[Line]:
 
 def panels(column: Column, what: str, slopes: bool = False):
     """A figure with one panel for each leaf."""
-    from matplotlib.figure import Figure
-
-    lines = drawn(column.lines)
-    leaves = sorted({line.folder for line in lines if not line.baseline}) or [BASELINES]
-    look = looks(column.lines)
-    wide = min(2, len(leaves))
-    tall = -(-len(leaves) // wide)
-    figure = Figure(figsize=(4.9 * wide, 3.5 * tall + 0.2), layout="constrained")
-    axes = figure.subplots(tall, wide, squeeze=False, sharey=True).ravel()
-    ends = []
-    for ax, leaf in zip(axes, leaves, strict=False):
-        mine = [line for line in lines if line.folder == leaf or line.baseline]
-        ends.append(panel(ax, mine, look, column, slopes))
-        ax.set_title(fill(": ".join(dict.fromkeys(place_of(leaf))), 44), loc="left")
-    for ax in axes[::wide]:
-        ax.set_ylabel(column.name)
-    for ax in axes[len(leaves) :]:
-        ax.remove()
+    look, lines = looks(column.lines), drawn(column.lines)
+    figure, places = leaf_by_leaf(lines, column.name, wide=2)
+    ends = [(ax, panel(ax, mine, look, column, slopes)) for ax, mine in places]
     figure.draw_without_rendering()
-    for ax, there in zip(axes, ends, strict=False):
+    for ax, there in ends:
         name_ends(ax, there)
     heading(figure, column, what)
     return figure
+
+
+def leaf_by_leaf(lines: Sequence[Line], ylabel: str, wide: int, sharex: bool = False):
+    """A figure, and for each leaf its axes with the lines to draw there: its own, and the baselines."""
+    from matplotlib.figure import Figure
+
+    leaves = sorted({line.folder for line in lines if not line.baseline}) or [BASELINES]
+    wide = min(wide, len(leaves))
+    tall = -(-len(leaves) // wide)
+    figure = Figure(figsize=(4.9 * wide, 3.5 * tall + 0.2), layout="constrained")
+    axes = figure.subplots(tall, wide, squeeze=False, sharey=True, sharex=sharex).ravel()
+    for ax, leaf in zip(axes, leaves, strict=False):
+        ax.set_title(fill(": ".join(dict.fromkeys(place_of(leaf))), 44), loc="left")
+        ax.xaxis.set_tick_params(labelbottom=True)
+    for ax in axes[::wide]:
+        ax.set_ylabel(ylabel)
+    for ax in axes[len(leaves) :]:
+        ax.remove()
+    mine = [[line for line in lines if line.folder == leaf or line.baseline] for leaf in leaves]
+    return figure, list(zip(axes, mine, strict=False))
 
 
 def pareto_front(columns: Sequence[Column], folder: Path) -> Iterator[tuple[str, object]]:
@@ -172,17 +177,20 @@ def pareto_front(columns: Sequence[Column], folder: Path) -> Iterator[tuple[str,
 
 
 def nll_fid(columns: Sequence[Column], folder: Path) -> Iterator[tuple[str, object]]:
-    """Likelihood against FID at the same budgets, for the methods that have both."""
-    from matplotlib.figure import Figure
-
+    """Likelihood against FID at the same budgets, for the methods that have both: a panel a leaf."""
     for nll in (c for c in columns if c.table.metric == "nll"):
         for fid in (c for c in columns if c.table.metric == "fid" and c.data == nll.data):
             joint = joined(nll, fid)
             if not joint:
                 continue
-            figure = Figure(figsize=(5.4, 3.6), layout="constrained")
-            nll_fid_panel(figure.subplots(), joint, fid, nll)
-            heading(figure, nll, f"{nll.name} against {fid.name}, on {nll.data}; numbers are budgets", BARS)
+            unit = next(iter(joint.values()))[0][1].entry.rows[0]["details"].get("unit", "")
+            label = f"{nll.name}{f' in {unit}' if unit else ''}"
+            figure, places = leaf_by_leaf(list(joint), label, wide=2, sharex=True)
+            for ax, mine in places:
+                nll_fid_panel(ax, {line: joint[line] for line in mine}, joint, looks(list(joint)))
+                ax.set_xlabel(fid.name)
+            what = f"{nll.name} against {fid.name}, on {nll.data}; numbers are the least and greatest budget"
+            heading(figure, nll, what, BARS)
             yield name_of("nll-fid", nll, f"{nll.name}-{fid.name}"), figure
 
 
