@@ -66,6 +66,7 @@ def number(i: int, place: int, command: int, column: Column, line: Line, point: 
     """One measured number, in the order of FIELDS."""
     entry = point.entry
     text, error = rounded(entry.value, entry.stderr)
+    text = f"({text})" if (line.label, point.budget) in column.table.unsettled else text
     tied = [
         label for label in column.table.best.get(point.budget, ()) if in_column(column, label, point.budget)
     ]
@@ -121,6 +122,8 @@ def command_of(rows: Sequence[dict], known: dict[str, Plugin], asked: dict[str, 
         if not any({name for name, _ in names} <= usual for usual in USUAL):
             words += [word for name, _ in names for word in ("--metric", name)]
         words += ["--extractor", next((q for _, q in names if q), "")] if any(q for _, q in names) else []
+    else:
+        words += ["--metric", "nll", "--held-out", str(row["samples"])]
     return shlex.join(words)
 
 
