@@ -48,7 +48,7 @@ class Moments:
         dims = wide.shape[1]
         if not len(self.outer):
             self.factor, self.outer = factor(self.target.cov), wide.new_zeros(self.blocks, dims, dims)
-        stripes = [slice(first, min(first + STRIPE, dims)) for first in range(0, dims, STRIPE)]
+        stripes = stripes_of(dims)
         seen = torch.cat([wide[:, s.start :] @ self.factor[s.start :, s] for s in stripes], 1)
         for b in range(self.blocks):
             mine = slice((b - self.start) % self.blocks, None, self.blocks)
@@ -92,7 +92,7 @@ class Moments:
 
     def _of_few(self, wide: Tensor) -> Iterator[float]:
         """From samples X fewer than features: C1 C2 then has the eigenvalues of the small X C2 X^T."""
-        block, gram = blocks_of(len(wide), self.blocks), wide @ self.target.cov @ wide.T
+        block, gram = blocks_of(len(wide), self.blocks), between(wide, self.target.cov)
 
         def distance(kept: Tensor) -> float:
             rows, n = wide[kept], int(kept.sum())
@@ -110,6 +110,24 @@ class Moments:
         """From the offset of the means, tr C1 and the eigenvalues of C1 C2, rounding below 0 as it may."""
         shared = eigenvalues.clamp(min=0).sqrt().sum()
         return (offset.square().sum() + spread + self.target.cov.trace() - 2 * shared).item()
+
+
+def stripes_of(dims: int) -> list[slice]:
+    return [slice(first, min(first + STRIPE, dims)) for first in range(0, dims, STRIPE)]
+
+
+def between(wide: Tensor, cov: Tensor) -> Tensor:
+    """X C X^T for X (n, F) and a symmetric C (F, F): what lies above C's diagonal, and half of that, make one
+    half of it, and its transpose the other.
+    """
+    seen = torch.empty_like(wide)
+    for s in stripes_of(len(cov)):
+        corner = cov[s, s].triu()
+        corner.diagonal().mul_(0.5)
+        torch.mm(wide[:, : s.start], cov[: s.start, s], out=seen[:, s])
+        seen[:, s].addmm_(wide[:, s], corner)
+    product = seen @ wide.T
+    return product + product.T
 
 
 def factor(cov: Tensor) -> Tensor:
