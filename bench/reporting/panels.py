@@ -28,8 +28,10 @@ def panel(ax, lines: Sequence[Line], look: dict[str, Look], column: Column, slop
     budgets = sorted({p.budget for line in lines for p in line.points if p.budget})
     ax.set_xscale("log")
     if len(budgets) <= 8:
-        ax.set_xticks(budgets, [str(b) for b in budgets])
+        ticks = [b for i, b in enumerate(budgets) if not i or b > 1.3 * budgets[i - 1]]
+        ax.set_xticks(ticks, [str(b) for b in ticks])
         ax.set_xticks([], minor=True)
+    plain_logs(ax.yaxis)
     ax.set_xlabel("measured NFE")
     if slopes:
         guides(ax, [p.nfe for line in lines for p in line.points if p.nfe > 0], shown)
@@ -155,16 +157,17 @@ def nll_fid_panel(ax, shown: dict[Line, list], everyone: dict[Line, list], look:
                 f"{a.budget}", (a.value, b.value), xytext=(4, 4), textcoords="offset points", fontsize=7,
                 color=style.colour,
             )  # fmt: skip
-    plain_logs(ax)
+    plain_logs(ax.xaxis, ax.yaxis)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=7.5, handlelength=3.2)
 
 
-def plain_logs(ax) -> None:
-    """Whole numbers at 1, 2, 5 of each decade, instead of powers, where an axis is logarithmic."""
+def plain_logs(*axes) -> None:
+    """Plain numbers at 1, 2, 5 of each decade, not powers, where a logarithmic axis has few decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    for axis, scale in ((ax.xaxis, ax.get_xscale()), (ax.yaxis, ax.get_yscale())):
-        if scale == "log":
+    for axis in axes:
+        low, high = axis.get_view_interval()
+        if axis.get_scale() == "log" and 0 < high < 1000 * low:
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
