@@ -52,6 +52,13 @@ def measure(small: bool = False) -> list[Record]:
     same = ratio(took, "values and errors", "harness")
     less = ratio(took, "values alone", "harness")
     return [
-        Record("whole table on digits, values and errors", same, "x", None, f"{script}errors by leaving out blocks{run}", facts),
+        Record(
+            "whole table on digits, values and errors",
+            same,
+            "x",
+            None,
+            f"{script}errors by leaving out blocks{run}",
+            facts,
+        ),
         Record("whole table on digits, values alone", less, "x", 2.0, f"{script}without errors{run}", facts),
     ]
