@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bench.job import BLOCKS
+
 BATCH = 500
-BLOCKS = 20
 
 
 class Images(Dataset):

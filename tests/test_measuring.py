@@ -15,6 +15,7 @@ from bench.metrics.classifiers import FEATURES, WEIGHTS, halves, load
 from bench.metrics.features import default_extractor, extractor
 from bench.metrics.fidelity import measure
 from bench.metrics.references import reference
+from benchmarks.with_diffusers import Images
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,6 @@ def test_torch_fidelity_measures_the_same_through_our_registered_extractor(digit
 
     features.register()
     features.register()  # a second time does no harm
-
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, stored: Tensor):
-            self.stored = stored
-
-        def __len__(self) -> int:
-            return len(self.stored)
-
-        def __getitem__(self, i: int) -> Tensor:
-            return self.stored[i]
 
     theirs = calculate_metrics(
         input1=Images(digit_data.test),

@@ -13,7 +13,7 @@ from bench.diffusion.adapters import Discrete
 from bench.diffusion.denoiser import Denoiser, untrained
 from bench.diffusion.networks import MLP, UNet, unet2d
 from bench.diffusion.schedule import EDM, ddpm_table
-from bench.models.kept import How, contents, fill, read_card, sha256_of, tensors_of
+from bench.models.kept import How, contents, fill_with, read_card, sha256_of, tensors_of
 
 SHIPPED = Path(__file__).parents[1] / "shipped"  # NAME OF THE DATA/{model.safetensors, card.json}
 
@@ -68,9 +68,11 @@ def loaded(folder: Path, data: Data, how: How) -> tuple[Denoiser, dict]:
         raise click.ClickException(
             f"{folder} holds no card.json, which says what its network is; train it anew."
         )
+    weights = folder / "model.safetensors"
+    tensors = contents(weights)
     try:
         bare = card.get("recipe") == "denoiser" and "architecture" not in card  # an old card
-        model = untrained(data) if bare else rebuilt(modest(card["architecture"], folder))
+        model = untrained(data) if bare else rebuilt(modest(card["architecture"], tensors))
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         what = card.get("recipe") or card.get("method") or "network"
         raise click.ClickException(
@@ -78,15 +80,14 @@ def loaded(folder: Path, data: Data, how: How) -> tuple[Denoiser, dict]:
             "denoiser, a conditional or a ddpm."
         ) from None
     suited(model.shape, data, str(folder))
-    fill(model, folder / "model.safetensors", card["sha256"])
+    fill_with(tensors, model, weights, card["sha256"])
     return of_data(model, data, str(folder)).eval().to(how.device), card
 
 
-def modest(facts: dict, folder: Path) -> dict:
-    """The architecture, if its sizes can be those of the weights in the folder; ValueError where they cannot:
-    a card could ask for a network that fills the memory, long before its weights are held against it.
+def modest(facts: dict, tensors: dict[str, Tensor]) -> dict:
+    """The architecture, if its sizes can be those of the weights; ValueError where they cannot: a card could
+    ask for a network that fills the memory, long before its weights are held against it.
     """
-    tensors = contents(folder / "model.safetensors")
     widest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     wide = [facts.get(name, 0) for name in ("width", "classes", "channels")]
     deep = max(facts.get("layers", 0), facts.get("blocks", 0))

@@ -154,12 +154,12 @@ def lies(folder: Path) -> bool:
 
 def sound(folder: Path) -> str | None:
     """The sha256 on a model's card, if the tensors beside it are of that sha256."""
-    if not lies(folder):
+    card, weights = read_card(folder), folder / "model.safetensors"
+    if not card or not pieces.there(weights):
         return None
-    known = read_card(folder)["sha256"]
     with suppress(click.ClickException):
-        if sha256_of_tensors(contents(folder / "model.safetensors")) == known:
-            return known
+        if sha256_of_tensors(contents(weights)) == card["sha256"]:
+            return card["sha256"]
     return None
 
 
@@ -240,7 +240,12 @@ def fill(model: nn.Module, path: Path, sha256: str | None = None) -> None:
     """Load tensors into a model; one sentence if the file is torn, of another network, or not what its card
     says.
     """
-    tensors, own = contents(path), model.state_dict()
+    fill_with(contents(path), model, path, sha256)
+
+
+def fill_with(tensors: dict[str, Tensor], model: nn.Module, path: Path, sha256: str | None = None) -> None:
+    """As `fill`, with tensors that were read from `path` before."""
+    own = model.state_dict()
     wrong = sorted(
         name for name in own.keys() | tensors.keys() if not same_shape(own.get(name), tensors.get(name))
     )

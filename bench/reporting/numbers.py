@@ -9,7 +9,7 @@ from bench.cache import canonical
 from bench.metrics.names import parse
 from bench.registry import Plugin
 from bench.reporting.labels import changed
-from bench.reporting.rendering import is_bound, rounded
+from bench.reporting.rendering import is_bound, rounded, set_apart
 from bench.reporting.series import BETTER, Column, Line, Point, place_of
 from bench.reporting.tables import FLOOR
 from bench.statistics import bias_corrected
@@ -66,7 +66,7 @@ def number(i: int, place: int, command: int, column: Column, line: Line, point: 
     """One measured number, in the order of FIELDS."""
     entry = point.entry
     text, error = rounded(entry.value, entry.stderr)
-    text = f"({text})" if (line.label, point.budget) in column.table.unsettled else text
+    text = set_apart(column.table, line.label, point.budget, text)
     tied = [
         label for label in column.table.best.get(point.budget, ()) if in_column(column, label, point.budget)
     ]

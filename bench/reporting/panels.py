@@ -152,7 +152,7 @@ def nll_fid_panel(ax, shown: dict[Line, list], everyone: dict[Line, list], look:
         }
         style = look[line.label]
         ax.errorbar(x, y, **spread, **drawing(style), elinewidth=0.6, label=line.label)
-        for a, b in {id(pair): pair for pair in (pairs[0], pairs[-1])}.values():
+        for a, b in (*pairs[:1], *pairs[1:][-1:]):
             ax.annotate(
                 f"{a.budget}", (a.value, b.value), xytext=(4, 4), textcoords="offset points", fontsize=7,
                 color=style.colour,

@@ -127,7 +127,7 @@ def drawn(lines: Sequence[Line]) -> list[Line]:
 def panels(column: Column, what: str, slopes: bool = False):
     """A figure with one panel for each leaf."""
     look, lines = looks(column.lines), drawn(column.lines)
-    figure, places = leaf_by_leaf(lines, column.name, wide=2)
+    figure, places = leaf_by_leaf(lines, column.name)
     ends = [(ax, panel(ax, mine, look, column, slopes)) for ax, mine in places]
     figure.draw_without_rendering()
     for ax, there in ends:
@@ -136,12 +136,12 @@ def panels(column: Column, what: str, slopes: bool = False):
     return figure
 
 
-def leaf_by_leaf(lines: Sequence[Line], ylabel: str, wide: int, sharex: bool = False):
+def leaf_by_leaf(lines: Sequence[Line], ylabel: str, sharex: bool = False):
     """A figure, and for each leaf its axes with the lines to draw there: its own, and the baselines."""
     from matplotlib.figure import Figure
 
     leaves = sorted({line.folder for line in lines if not line.baseline}) or [BASELINES]
-    wide = min(wide, len(leaves))
+    wide = min(2, len(leaves))
     tall = -(-len(leaves) // wide)
     figure = Figure(figsize=(4.9 * wide, 3.5 * tall + 0.2), layout="constrained")
     axes = figure.subplots(tall, wide, squeeze=False, sharey=True, sharex=sharex).ravel()
@@ -185,9 +185,10 @@ def nll_fid(columns: Sequence[Column], folder: Path) -> Iterator[tuple[str, obje
                 continue
             unit = next(iter(joint.values()))[0][1].entry.rows[0]["details"].get("unit", "")
             label = f"{nll.name}{f' in {unit}' if unit else ''}"
-            figure, places = leaf_by_leaf(list(joint), label, wide=2, sharex=True)
+            figure, places = leaf_by_leaf(list(joint), label, sharex=True)
+            look = looks(list(joint))
             for ax, mine in places:
-                nll_fid_panel(ax, {line: joint[line] for line in mine}, joint, looks(list(joint)))
+                nll_fid_panel(ax, {line: joint[line] for line in mine}, joint, look)
                 ax.set_xlabel(fid.name)
             what = f"{nll.name} against {fid.name}, on {nll.data}; numbers are the least and greatest budget"
             heading(figure, nll, what, BARS)

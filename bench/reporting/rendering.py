@@ -85,8 +85,12 @@ def cell(table: Table, label: str, budget: int, bold: str = "**{}**", pm: str = 
     text = ("≤" if is_bound(entry) else "") + text
     if label in table.best.get(budget, ()):
         text = bold.format(text)
-    whole = plus_minus(text, error, pm)
-    return f"({whole})" if (label, budget) in table.unsettled else whole
+    return set_apart(table, label, budget, plus_minus(text, error, pm))
+
+
+def set_apart(table: Table, label: str, budget: int, text: str) -> str:
+    """The text of a number, in parentheses where it is no likelihood but an integration's error."""
+    return f"({text})" if (label, budget) in table.unsettled else text
 
 
 def is_bound(entry: Entry) -> bool:

@@ -11,7 +11,7 @@ from bench import store
 from bench.cache import whole
 from bench.literature import surveys, views
 from bench.reporting import sheets
-from bench.reporting.rendering import heading, is_bound, plus_minus, record, render, rounded
+from bench.reporting.rendering import heading, is_bound, plus_minus, record, render, rounded, set_apart
 from bench.reporting.sheets import Cell, Sheet
 from bench.reporting.tables import Reading, Table, tables
 
@@ -84,7 +84,7 @@ def long_sheet(table: Table) -> Sheet:
                 continue
             facts = record(table, label, budget, entry)
             text = ("≤" if is_bound(entry) else "") + plus_minus(*rounded(entry.value, entry.stderr))
-            text = text if facts["settled"] else f"({text})"
+            text = set_apart(table, label, budget, text)
             what = [label, *([entry.column] if several else []), str(budget)]
             nfe = (f"{entry.nfe:.4g}", f"{entry.nfe_max:.4g}")
             cost = (f"{facts['seconds']:.1f}", f"{facts['train_images']:,}", str(facts["seeds"]))

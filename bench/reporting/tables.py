@@ -171,9 +171,10 @@ def unsettled(entries: dict[tuple[str, int], Entry]) -> frozenset[tuple[str, int
     the error of too few steps.
     """
     flows = {place: entry for place, entry in entries.items() if "[ode" in entry.column}
+    greatest = {label: entry for (label, _), entry in sorted(flows.items(), key=lambda pair: pair[0][1])}
     found = set()
     for (label, budget), entry in flows.items():
-        last = flows[label, max(other for name, other in flows if name == label)]
+        last = greatest[label]
         sure = SURE * stderr([a - b for a, b in zip(entry.replicates, last.replicates)])
         untrue = entry.column.startswith("nll_excess") and entry.value < -SURE * entry.stderr
         if untrue or last.value - entry.value > max(sure, entry.stderr):

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from bench import registry, store
-from bench.data import load
+from bench.job import Cell
 from bench.models import bases
 from bench.models.kept import home, lies
 from bench.running.plan import Plan
+from bench.running.planning import to_train
 from bench.running.worker import training_of
 
 TRAINED = 3  # evaluations that an image in training takes the time of: one forward, two backward
@@ -55,17 +56,17 @@ def estimate(plan: Plan) -> dict[str, float]:
 def trainings(plan: Plan) -> list[int]:
     """The budgets, in images, of all trainings that the cells left to do need and that were not done yet."""
     known = registry.plugins(plan.site.plugin_files)
-    shared, own = {}, {}
-    for cell in plan.todo:
-        plugin = known[cell.method]
-        for name in plugin.recipes:
-            shared[cell.base if name == "denoiser" else name, cell.train_seed] = None
-        if cell.images is not None:
-            data = load(cell.data).seen_by(plugin.kinds)
-            folder = home(cell.method, training_of(cell, data, plan.site))
-            own[folder] = cell.images
-    needed = [bases.untrained_images(spec, plan.data, seed) for spec, seed in shared]
-    return [images for images in needed if images] + [n for folder, n in own.items() if not lies(folder)]
+    request = plan.request
+    recipes = {name for method in {cell.method for cell in plan.todo} for name in known[method].recipes}
+    specs = [request.base if name == "denoiser" else name for name in recipes]
+    shared = [bases.untrained_images(spec, plan.data, request.train_seed) for spec in specs]
+
+    def trained(cell: Cell) -> bool:
+        data = plan.data.seen_by(known[cell.method].kinds)
+        return lies(home(cell.method, training_of(cell, data, plan.site)))
+
+    own = [cell.images for cell in to_train(plan) if not trained(cell)]
+    return [images for images in shared if images] + own
 
 
 def trial_speed(plan: Plan) -> float:

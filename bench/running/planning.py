@@ -20,6 +20,7 @@ from bench.progress import Progress
 from bench.registry import Plugin
 from bench.running.plan import Plan, Request
 from bench.running.sites import execution_of, site_of
+from bench.running.worker import trained_per_nfe
 from bench.selection import selected
 
 SAMPLES = 2000
@@ -59,7 +60,8 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
     ids = base_ids(request, data, chosen.methods, how, train)
     asked = specs.parsed(request.base)
     cells, skipped = [], list(chosen.skipped)
-    for plugin, parameters in chosen.methods:
+    for plugin, given in chosen.methods:
+        parameters = parameters_of(plugin, given)
         rows = asked.rows if "denoiser" in plugin.recipes else 1
         for ask in metrics:
             if ask not in plugin.abilities or (ask == "sample" and plugin.name in chosen.only_nll):
@@ -69,7 +71,7 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
                 continue
             count = samples if ask == "sample" else held_out
             chunk = min(CHUNK, count)
-            dequantise = dequantisation(plugin, parameters_of(plugin, parameters))
+            dequantise = dequantisation(plugin, parameters)
             facts = protocol.of(ask, data, extractor, count, chunk, dequantise, reference)
             facts |= protocol.precise(request.precision)
             fingerprint = protocol.fingerprint(facts)
@@ -79,7 +81,7 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
             in_common = {
                 "method": plugin.name,
                 "version": plugin.version,
-                "parameters": canonical(parameters_of(plugin, parameters)),
+                "parameters": canonical(parameters),
                 "data": request.data,
                 "base": request.base if "denoiser" in plugin.recipes else plugin.base or "",
                 "base_id": identity_of([ids[name] for name in plugin.recipes]),
@@ -113,6 +115,16 @@ def base_ids(request: Request, data: Data, methods: list, how: How, train: bool)
         there = train or not bases.untrained_images(spec, data, seed)
         ids[name] = bases.identity(spec, data, seed, how) if there else NONE_YET
     return ids
+
+
+def to_train(plan: Plan) -> list[Cell]:
+    """A cell for each model that methods of the cells left to do train."""
+    needed = {}
+    for cell in plan.todo:
+        if cell.images is not None:
+            budget = cell.nfe if trained_per_nfe(cell, plan.site) else None
+            needed.setdefault((cell.method, cell.parameters, cell.train_seed, budget), cell)
+    return list(needed.values())
 
 
 def identity_of(ids: list[str]) -> str:

@@ -20,10 +20,9 @@ from bench.running.chunks import read_chunk, write_chunk
 from bench.running.executors import Executor, Lost
 from bench.running.measuring import error_row, floor, floor_key, measured
 from bench.running.plan import Plan, Request
-from bench.running.planning import expected, planned
+from bench.running.planning import expected, planned, to_train
 from bench.running.sites import ahead, away, executor_of
 from bench.running.tasks import Failure, Task, sentence
-from bench.running.worker import trained_per_nfe
 from bench.selection import Selection
 
 SELECTORS = ("category", "leaf", "survey", "plugin_files")
@@ -57,12 +56,7 @@ def execute(plan: Plan, progress: Progress) -> None:
 
 def train(plan: Plan, progress: Progress, executor: Executor) -> None:
     """Train what the cells left to do need, before anything is drawn: each model once, several abreast."""
-    needed = {}
-    for cell in plan.todo:
-        if cell.images is not None:
-            budget = cell.nfe if trained_per_nfe(cell, plan.site) else None
-            needed.setdefault((cell.method, cell.parameters, cell.train_seed, budget), cell)
-    wanted = [Task(cell, 0, plan.site) for cell in needed.values()]
+    wanted = [Task(cell, 0, plan.site) for cell in to_train(plan)]
     function = tasks.train_away if away(plan) else tasks.train
     for left, (task, said) in enumerate(executor.map(function, wanted), 1):
         if isinstance(said, Lost):
