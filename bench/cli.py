@@ -100,7 +100,9 @@ def list_methods(category, leaf, style) -> None:
 )
 @click.option("--train-seed", type=click.IntRange(0), default=0, help="Seed of training.")
 @click.option(
-    "--images", type=click.IntRange(1), help="Training budget of methods that train, in images seen."
+    "--images",
+    type=click.IntRange(1),
+    help="Training budget, in images seen, of methods that train and of what they share beside the base.",
 )
 @click.option("--samples", type=click.IntRange(1), help="Samples a cell [2000].")
 @click.option("--held-out", type=click.IntRange(1), help="Test rows whose likelihood is asked [all].")

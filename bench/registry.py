@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import importlib.util
 import operator
+import re
 import sys
 import types
 from dataclasses import dataclass, field
@@ -70,6 +71,12 @@ class Plugin:
     def recipes(self) -> tuple[str, ...]:
         """The shared models it is given: its base and those it needs besides."""
         return (*((self.base,) if self.base else ()), *self.declared.get("also", ()))
+
+    def bases(self, text: str) -> dict[str, str]:
+        """By recipe, the texts of the shared models it is given, as a cell's `base` has them."""
+        first, *others = apart(text)
+        said = {other.partition("@")[0]: other for other in others}
+        return {name: said.get(name, name) for name in self.recipes} | dict.fromkeys(self.recipes[:1], first)
 
     @property
     def from_prior(self) -> bool:
@@ -172,6 +179,19 @@ def literal(node: ast.expr, path: Path):
         raise click.ClickException(
             f"{path}, line {node.lineno}: a declaration must be a literal, to be read without running it."
         ) from None
+
+
+def joined(bases: dict[str, str]) -> str:
+    """The texts of a method's shared models, by recipe, as a cell's `base`: the first, and those of the
+    others that say more than their recipe's name.
+    """
+    first, *others = bases or [""]
+    return " + ".join([bases.get(first, ""), *(bases[name] for name in others if bases[name] != name)])
+
+
+def apart(base: str) -> list[str]:
+    """A cell's `base` in its parts, of which all but the first are RECIPE@IMAGES."""
+    return re.split(r" \+ (?=[a-z]+@\d+(?: \+ |$))", base)
 
 
 @lru_cache

@@ -1,6 +1,7 @@
 """The harness end to end, on exact data: what a run measures, keeps, resumes and refuses."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ import pytest
 import torch
 from running import ROOT, SMALL, bench, facts, ran
 
-from bench import store
+from bench import registry, store
 from bench.data import load
 from bench.models import bases
+from bench.reporting.numbers import command_of, metrics_of
 from bench.running import worker
 
 
@@ -281,6 +283,17 @@ def test_a_dry_run_counts_what_is_not_answered_and_not_trained_yet(tmp_path):
 def test_a_dry_run_counts_the_shared_networks_that_are_to_be_trained(tmp_path):
     said = bench("run", "ddim", "--base", "denoiser@777", "--dry-run", results=tmp_path).output
     assert "before them 1 training of 777 images" in said
+
+
+@pytest.mark.parametrize("method, base", [("es_ddpm", "denoiser + vae@200"), ("cld", "cld@200")])
+def test_shared_networks_beside_the_base_have_the_budget_that_was_asked_for(method, base, tmp_path):
+    words = ("run", method, "--data", "mixture2d", "--samples", 80, "--nfe", 6, "--images", 200)
+    bench(*words, "--quiet", results=tmp_path)
+    rows = [row for row in store.read(tmp_path) if row["method"] == method]
+    assert {row["base"] for row in rows} == {base} and not any(row["error"] for row in rows)
+    command = command_of(rows, registry.plugins(), metrics_of(rows))
+    again = bench(*shlex.split(command)[1:], "--dry-run", results=tmp_path)
+    assert "0 of 1 cells" in again.output, command
 
 
 def test_records_carry_what_a_script_needs(tmp_path):

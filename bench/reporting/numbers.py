@@ -110,12 +110,14 @@ def command_of(rows: Sequence[dict], known: dict[str, Plugin], asked: dict[str, 
     words = ["bench", "run", ":".join([row["method"], *settings])]
     words += [] if plugin else ["--plugin", f"{row['method']}.py"]
     words += ["--data", row["data"]]
-    words += (
-        ["--base", row["base"]] if row["base"] not in ("", "denoiser") and takes_base(row, plugin) else []
-    )
+    base, *others = plugin.bases(row["base"]).values() if plugin and plugin.recipes else [row["base"]]
+    if not takes_base(row, plugin):
+        base, others = "", [base, *others]
+    words += ["--base", base] if base not in ("", "denoiser") else []
     words += ["--nfe", str(row["budget"]), "--seeds", ",".join(str(r["seed"]) for r in rows)]
     words += ["--train-seed", str(row["train_seed"])] if row["train_seed"] else []
-    words += ["--images", str(row["images"])] if row["images"] is not None else []
+    budgets = [other.partition("@")[2] for other in others if other] or [row["images"] or ""]
+    words += ["--images", str(budgets[0])] if budgets[0] else []
     if row["ask"] == "sample":
         names = [parse(column) for column in asked.get(row["key"], [row["metric"]])]
         words += ["--samples", str(row["samples"])]

@@ -10,7 +10,7 @@ from bench.job import Cell
 from bench.models import bases
 from bench.models.kept import home, lies
 from bench.running.plan import Plan
-from bench.running.planning import to_train
+from bench.running.planning import spec_of, to_train
 from bench.running.worker import training_of
 
 TRAINED = 3  # evaluations that an image in training takes the time of: one forward, two backward
@@ -58,7 +58,7 @@ def trainings(plan: Plan) -> list[int]:
     known = registry.plugins(plan.site.plugin_files)
     request = plan.request
     recipes = {name for method in {cell.method for cell in plan.todo} for name in known[method].recipes}
-    specs = [request.base if name == "denoiser" else name for name in recipes]
+    specs = [spec_of(name, request) for name in recipes]
     shared = [bases.untrained_images(spec, plan.data, request.train_seed) for spec in specs]
 
     def trained(cell: Cell) -> bool:

@@ -83,7 +83,7 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
                 "version": plugin.version,
                 "parameters": canonical(parameters),
                 "data": request.data,
-                "base": request.base if "denoiser" in plugin.recipes else plugin.base or "",
+                "base": registry.joined({name: spec_of(name, request) for name in plugin.recipes}),
                 "base_id": identity_of([ids[name] for name in plugin.recipes]),
                 "train_seed": request.train_seed,
                 "images": training_images(request, plugin, data) if "train" in plugin.abilities else None,
@@ -111,10 +111,17 @@ def base_ids(request: Request, data: Data, methods: list, how: How, train: bool)
     """
     ids = {}
     for name in dict.fromkeys(name for plugin, _ in methods for name in plugin.recipes):
-        spec, seed = request.base if name == "denoiser" else name, request.train_seed
+        spec, seed = spec_of(name, request), request.train_seed
         there = train or not bases.untrained_images(spec, data, seed)
         ids[name] = bases.identity(spec, data, seed, how) if there else NONE_YET
     return ids
+
+
+def spec_of(name: str, request: Request) -> str:
+    """The text of a shared model: the base that was asked for, another recipe in the budget of --images."""
+    if name == "denoiser":
+        return request.base
+    return name if request.images is None else f"{name}@{request.images}"
 
 
 def to_train(plan: Plan) -> list[Cell]:

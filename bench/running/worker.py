@@ -106,8 +106,7 @@ def bases_of(plugin: registry.Plugin, method: Method, cell: Cell, site: Site) ->
     by name.
     """
     models = {}
-    for name in plugin.recipes:
-        spec = cell.base if name == "denoiser" else name
+    for name, spec in plugin.bases(cell.base).items():
         model, _ = bases.shared(spec, cell.data, cell.train_seed, how_at(site))
         models[name] = seen_by(method, model) if name == "denoiser" else model
     return nn.ModuleDict(models) if len(models) > 1 else next(iter(models.values()), None)
@@ -132,7 +131,7 @@ def seen_by(method: Method, base: Denoiser) -> Denoiser:
 
 def asked_nfe(cell: Cell) -> int:
     """The evaluations of the base that a method may ask for: half the budget where each takes two rows."""
-    return cell.nfe // specs.parsed(cell.base).rows
+    return cell.nfe // specs.parsed(registry.apart(cell.base)[0]).rows
 
 
 def built(method: Method, base: nn.Module | None, data: Data, nfe: int, seed: int) -> nn.Module:

@@ -34,7 +34,7 @@ class DPMSolverV3(Method):
     corrector: bool = True  # with EDM's network the paper has it up to 6 evaluations only
     lower_order_final: bool = True  # its authors' code's default; Algorithm 2 does not lower it
     knots: int = 120  # where the statistics are taken, even in lambda; the paper takes 120 to 1200
-    points: int = 1024  # noised data at each; the paper takes 1024 to 4096
+    points: int = 1024  # noised data at each, where the budget has so many; the paper takes 1024 to 4096
 
     def build(self, base: Denoiser, data, nfe: int) -> nn.Module:
         return Statistics(base, self.knots)
@@ -42,7 +42,8 @@ class DPMSolverV3(Method):
     @torch.no_grad()
     def train(self, model: nn.Module, base: Denoiser, data, images: int, nfe: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(len(data.train), generator=generator)[: self.points]
+        points = min(self.points, max(2, images // len(model.lam)))
+        chosen = torch.randperm(len(data.train), generator=generator)[:points]
         x0 = data.scale(data.train[chosen.sort().values])
         found = [moments(model, lam, x0, generator) for lam in model.lam]
         mean, covariance, k = (torch.stack(part) for part in zip(*found))
