@@ -20,7 +20,7 @@ class Method:
     paper = ""  # "arXiv:2010.02502"; required
     entry: typing.ClassVar[str] = ""  # its entry in taxonomy.yaml, where that is not its own name
     leaf: typing.ClassVar[str] = ""  # its leaf, only for a plugin that lies outside the zoo
-    base: typing.ClassVar[str | None] = "denoiser"  # a recipe of bases.py; None to build its own
+    base: typing.ClassVar[str | None] = "denoiser"  # one of bench.models.recipes; None to build its own
     also: typing.ClassVar[tuple] = ()  # more recipes it needs; `base` is then a ModuleDict of all, by name
     # the kinds of data it is for, of which it sees the data as the first it can: see bench.data.KINDS
     kinds: typing.ClassVar[set] = {"image", "vector"}

@@ -16,7 +16,7 @@ from bench.diffusion.exact import ExactNetwork, GaussianMixture
 from bench.diffusion.networks import MLP, UNet, second_head
 from bench.diffusion.schedule import EDM, SCHEDULES
 from bench.method import Method
-from bench.models import bases
+from bench.models import recipes
 
 FOLDER = {"watson_dp": "sampling_acceleration.discretization", "ddpm": "foundations"}
 HEADS = ("sn_ddpm", "npr_ddpm")
@@ -31,7 +31,7 @@ def plugin(name: str, **fields) -> Method:
 def fitted(name: str, data="mixture2d", images: int = 25_000, **fields):
     """A method and its model on data whose denoiser is exact, with the session of its training."""
     method, data = plugin(name, **fields), load(data)
-    base = bases.exact_denoiser(data).under(SCHEDULES[method.schedule or method.schedules[0]]())
+    base = recipes.exact_denoiser(data).under(SCHEDULES[method.schedule or method.schedules[0]]())
     torch.manual_seed(0)
     model = method.build(base, data, 10)
     with training.session(seed=0) as session:
@@ -96,7 +96,7 @@ def test_analytic_ddim_at_eta_1_is_analytic_ddpm():
 
 
 def test_the_noise_drawn_last_is_clipped_where_there_are_levels():
-    base = bases.new_denoiser(load("mixture2d"))
+    base = recipes.new_denoiser(load("mixture2d"))
     base.levels = 17
     assert pixel(base, 2.0) == pytest.approx(2 * (2 / 16) * math.sqrt(math.pi / 2))
     assert pixel(base, 0.0) is None and pixel(one_normal(0.4), 2.0) is None
@@ -159,7 +159,7 @@ def test_a_second_head_costs_no_evaluation_and_leaves_the_first_as_it_is(shape):
 
 def test_training_a_second_head_leaves_the_base_alone():
     data = load("mixture2d")
-    base = bases.new_denoiser(data).under(SCHEDULES["ddpm"]())
+    base = recipes.new_denoiser(data).under(SCHEDULES["ddpm"]())
     before = {name: p.clone() for name, p in base.state_dict().items()}
     method = plugin("npr_ddpm")
     model = method.build(base, data, 10)

@@ -15,7 +15,7 @@ from bench.diffusion.counting import counting
 from bench.diffusion.exact import ExactNetwork, GaussianMixture
 from bench.diffusion.networks import MLP
 from bench.diffusion.training import seeded
-from bench.models import bases
+from bench.models import bases, recipes
 from zoo.sampling_acceleration.ode_solver.gddim import GDDIM, rotations, stirred
 from zoo.sampling_acceleration.sde_solver.cld import CLD as SSCS
 
@@ -36,7 +36,7 @@ def spreading(process: CLD) -> torch.Tensor:
 def ring(dtype=torch.float64) -> AugmentedDenoiser:
     data = load("mixture2d")
     if dtype == torch.float32:
-        return bases.new_cld(data)
+        return recipes.new_cld(data)
     net = ExactNetwork(data.exact, data.shape, data.sigma_data)
     return AugmentedDenoiser(net, data.shape, "x0", data.sigma_data)
 
@@ -222,7 +222,7 @@ def test_a_trained_network_learns_the_noise_in_v():
 def test_images_are_augmented_by_channels():
     data = load("mixture-digits")
     for method, nfe in ((SSCS(), 5), (GDDIM(), 5)):
-        model = bases.new_cld(data)
+        model = recipes.new_cld(data)
         u = method.start(model, 3, seeded(0, 0))
         assert u.shape == (3, 2, 8, 8)
         with torch.no_grad(), counting(model, 3 * nfe) as tallies:

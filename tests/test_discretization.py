@@ -11,7 +11,7 @@ from bench.diffusion.counting import counting
 from bench.diffusion.dynamic import cheapest_paths
 from bench.diffusion.schedule import SCHEDULES
 from bench.diffusion.steps import heun
-from bench.models import bases, kept
+from bench.models import kept, recipes
 from zoo.sampling_acceleration.discretization.amed import AMED
 from zoo.sampling_acceleration.discretization.ddss import DDSS
 from zoo.sampling_acceleration.discretization.genie import GENIE, derivative
@@ -20,7 +20,7 @@ from zoo.sampling_acceleration.ode_solver.ddim import DDIM
 
 
 def exact_base(schedule):
-    return bases.exact_denoiser(load("mixture2d")).under(SCHEDULES[schedule]())
+    return recipes.exact_denoiser(load("mixture2d")).under(SCHEDULES[schedule]())
 
 
 def made(method, nfe, images):
@@ -109,7 +109,7 @@ def test_amed_learns_to_follow_the_flow():
 
 
 def test_training_amed_leaves_the_shared_base_as_it_was():
-    data, base = load("mixture2d"), bases.new_denoiser(load("mixture2d")).under(SCHEDULES["edm"]())
+    data, base = load("mixture2d"), recipes.new_denoiser(load("mixture2d")).under(SCHEDULES["edm"]())
     known = kept.sha256_of(base)
     model = AMED().build(base, data, 3)
     AMED().train(model, base, data, 300, 3)

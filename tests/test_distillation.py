@@ -14,7 +14,7 @@ from bench.diffusion.counting import counting
 from bench.diffusion.distillation import consistent, pairs, student_of
 from bench.diffusion.schedule import SCHEDULES
 from bench.diffusion.steps import ddim
-from bench.models import bases
+from bench.models import recipes
 from bench.running.worker import built
 
 NAMES = (
@@ -42,7 +42,7 @@ def data():
 def make(name: str, data, exact: bool = True, **fields):
     """A method, its base under its own schedule, and its untrained model."""
     method = registry.find(name, registry.plugins()).make(fields)
-    base = bases.exact_denoiser(data) if exact else bases.new_denoiser(data)
+    base = recipes.exact_denoiser(data) if exact else recipes.new_denoiser(data)
     base = base.under(SCHEDULES[method.schedules[0]]())
     return method, base, built(method, base, data, 4, seed=0)
 
@@ -75,7 +75,7 @@ def test_a_trained_student_samples_the_mixture_in_one_evaluation_better_than_one
     truth = data.test[:2000].float()
     with torch.no_grad():
         samples = method.sample(model, start(model, 2000), 1)
-        base = bases.exact_denoiser(data).under(SCHEDULES["vp_cosine"]())
+        base = recipes.exact_denoiser(data).under(SCHEDULES["vp_cosine"]())
         one_step = base(start(base, 2000), base.schedule.t_max).x0
     assert spread(samples, truth) < spread(one_step, truth) / 2
 
@@ -112,13 +112,13 @@ def test_a_student_spends_what_its_docstring_says(name, spent, data):
 
 
 def test_the_consistency_function_is_the_identity_at_the_end_of_time(data):
-    student = student_of(bases.exact_denoiser(data), data)
+    student = student_of(recipes.exact_denoiser(data), data)
     x = torch.randn(16, 2)
     assert torch.allclose(consistent(student, x, student.schedule.t_min), x, atol=1e-6)
 
 
 def test_the_consistency_function_is_the_posterior_mean_where_time_is_large(data):
-    student = bases.exact_denoiser(data)
+    student = recipes.exact_denoiser(data)
     x = student.prior(16)
     far = student.schedule.t_max
     assert torch.allclose(consistent(student, x, far), student(x, far).x0, atol=1e-2)
@@ -128,7 +128,7 @@ def test_progressive_distillation_aims_where_one_ddim_step_lands_with_two_of_its
     """A student whose loss is nothing takes the teacher's two steps in one."""
     from zoo.sampling_acceleration.distillation.progressive_distillation import target
 
-    base = bases.exact_denoiser(data).under(SCHEDULES["vp_cosine"]())
+    base = recipes.exact_denoiser(data).under(SCHEDULES["vp_cosine"]())
     schedule = base.schedule
     times = schedule.t_max * torch.tensor([1.0, 0.75, 0.5]).double()
     x = base.prior(64)
@@ -160,7 +160,7 @@ def test_what_a_teacher_is_asked_is_on_the_bill(data):
 
 
 def test_pairs_are_the_same_for_the_same_training_seed_and_others_for_another(data):
-    base = bases.exact_denoiser(data)
+    base = recipes.exact_denoiser(data)
     made = {}
     for seed in (0, 1):
         for again in range(2):

@@ -18,7 +18,7 @@ from running import bench
 from safetensors.torch import save
 
 from bench import data as data_sets
-from bench.models import bases
+from bench.models import bases, recipes
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_any_text_as_a_base_is_one_or_refused(spec):
     from bench.models import specs
 
     try:
-        found = specs.parsed(spec, bases.RECIPES)
+        found = specs.parsed(spec, recipes.RECIPES)
     except click.ClickException:
         return
     if found.kind != "recipe":  # which would be trained

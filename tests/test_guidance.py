@@ -15,7 +15,7 @@ from bench.diffusion.counting import counting
 from bench.diffusion.guidance import drawn, told
 from bench.diffusion.schedule import ddpm_table
 from bench.diffusion.training import seeded
-from bench.models import bases, checkpoints, specs
+from bench.models import bases, checkpoints, recipes, specs
 
 RING, DIGITS = load("mixture2d"), load("digits")
 SIGMAS = torch.tensor([0.02, 0.1, 0.4, 1.0, 3.0, 10.0, 80.0, 0.2])
@@ -130,15 +130,15 @@ def test_rows_asked_together_for_the_same_samples_share_their_labels():
 
 def test_the_recipes_with_classes_learn_digits():
     """Minutes would make them good; here their losses fall, and labels are dropped and heeded."""
-    base = bases.seeded_build(bases.RECIPES["conditional"], DIGITS, 0)
+    base = recipes.seeded_build(recipes.RECIPES["conditional"], DIGITS, 0)
     assert len(base.shares) == 10 and base.net.net.unlabelled
-    classifier = bases.seeded_build(bases.RECIPES["classifier"], DIGITS, 0)
+    classifier = recipes.seeded_build(recipes.RECIPES["classifier"], DIGITS, 0)
     for model, name, images in ((base, "conditional", 3_000), (classifier, "classifier", 12_000)):
         with training.session(every=5) as session:
-            bases.RECIPES[name].train(model, DIGITS, images)
+            recipes.RECIPES[name].train(model, DIGITS, images)
         losses = [loss for _, loss in session.curve]
         assert sum(losses[-3:]) < 0.9 * sum(losses[:3]), name
-    assert bases.RECIPES["classifier"].finish(classifier, DIGITS)["held_out_accuracy"] > 0.3
+    assert recipes.RECIPES["classifier"].finish(classifier, DIGITS)["held_out_accuracy"] > 0.3
     x = base.prior(2)
     with torch.no_grad():
         one, other = (base.given(torch.tensor(y))(x, 80.0).x0 for y in ([1, 1], [8, 8]))
@@ -146,7 +146,7 @@ def test_the_recipes_with_classes_learn_digits():
 
 
 def test_a_likelihood_on_a_base_with_classes_is_of_images_given_their_labels(tmp_path):
-    base = bases.seeded_build(bases.RECIPES["conditional"], DIGITS, 0).eval()
+    base = recipes.seeded_build(recipes.RECIPES["conditional"], DIGITS, 0).eval()
     checkpoints.saved(base, {}, tmp_path / "base")
     words = ["run", "ddpm", "--base", tmp_path / "base", "--nfe", "4", "--metric", "nll", "--held-out", "40"]
     result = bench(*words, "--threads", "1", "--workers", "1", "--quiet", results=tmp_path / "runs")
@@ -197,7 +197,7 @@ def test_data_without_labels_has_no_conditional_base():
 
 
 def test_a_specs_budget_and_settings_are_read():
-    spec = specs.parsed("conditional@500:guidance=1.5", bases.RECIPES)
+    spec = specs.parsed("conditional@500:guidance=1.5", recipes.RECIPES)
     assert (spec.kind, spec.place, spec.images) == ("recipe", "conditional", 500)
     assert (spec.guidance, spec.rows) == (1.5, 2)
     assert specs.parsed("diffusers:a/b:guidance=2").place == "a/b"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bench.data import load
 from bench.diffusion.counting import Counted, counting
 from bench.diffusion.training import seeded, session
-from bench.models import bases
+from bench.models import recipes
 from zoo.sampling_acceleration.hybrid import ddgan
 from zoo.sampling_acceleration.hybrid.ddgan import DDGAN
 from zoo.sampling_acceleration.hybrid.diffuse_vae import DiffuseVAE
@@ -90,7 +90,7 @@ def test_a_ddgan_of_one_step_sees_half_the_images_of_the_longer_chains(monkeypat
 @pytest.mark.parametrize("name", ["mixture2d", "mixture-digits"])
 def test_diffuse_vae_starts_with_the_vaes_sample_beside_the_noise(name):
     data, method = load(name), DiffuseVAE()
-    vae = bases.seeded_build(bases.RECIPES["vae"], data, 0)
+    vae = recipes.seeded_build(recipes.RECIPES["vae"], data, 0)
     model = method.build(vae, data, 5)
     with session(seed=0), torch.enable_grad():
         method.train(model, vae, data, 128, 5)
@@ -104,7 +104,7 @@ def test_diffuse_vae_starts_with_the_vaes_sample_beside_the_noise(name):
 
 def test_the_vaes_sample_steers_the_diffusion():
     method = DiffuseVAE(eta=0.0)
-    vae = bases.seeded_build(bases.RECIPES["vae"], DATA, 0)
+    vae = recipes.seeded_build(recipes.RECIPES["vae"], DATA, 0)
     torch.manual_seed(0)
     model = method.build(vae, DATA, 5)
     with torch.no_grad():

@@ -21,7 +21,7 @@ from bench.diffusion.latents import (
     net_of,
 )
 from bench.diffusion.schedule import VP, ddpm_table
-from bench.models import bases
+from bench.models import recipes
 from zoo.data_generalisation.learned_manifold.dvdp import DVDP
 from zoo.data_generalisation.learned_manifold.ldm import LDM
 from zoo.data_generalisation.learned_manifold.lsgm import LSGM
@@ -46,7 +46,7 @@ def drawn(method, model, n, nfe):
 
 
 def exact_base(name):
-    return bases.exact_denoiser(load(name)).under(ddpm_table())
+    return recipes.exact_denoiser(load(name)).under(ddpm_table())
 
 
 @pytest.mark.parametrize("name", ["mixture2d", "mixture-digits"])

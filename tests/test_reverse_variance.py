@@ -18,7 +18,7 @@ from bench.diffusion.schedule import SCHEDULES, cosine_table, ddpm_table, linear
 from bench.diffusion.steps import posterior
 from bench.diffusion.training import denoising_loss, seeded
 from bench.method import Method
-from bench.models import bases
+from bench.models import recipes
 from zoo.likelihood_improvement.reverse_variance.iddpm import HISTORY, remember
 from zoo.likelihood_improvement.reverse_variance.stf import stable
 
@@ -36,7 +36,7 @@ def plugin(name: str, **fields) -> Method:
 def fitted(name: str, images: int, **fields):
     """A method and its model on mixture2d; the base given is exact."""
     method = plugin(name, **fields)
-    base = bases.exact_denoiser(DATA).under(SCHEDULES[method.schedules[0]]()) if method.base else None
+    base = recipes.exact_denoiser(DATA).under(SCHEDULES[method.schedules[0]]()) if method.base else None
     torch.manual_seed(0)
     model = method.build(base, DATA, 10)
     with training.session(seed=0) as session:
@@ -283,7 +283,7 @@ def test_stable_targets_vary_less_the_larger_the_reference_batch():
 
 
 def test_the_loss_with_an_aim_that_is_the_data_is_the_loss_without():
-    model = bases.new_denoiser(DATA)
+    model = recipes.new_denoiser(DATA)
     x0 = DATA.train[:32]
     plain = denoising_loss(model, x0, seeded(1))
     assert torch.allclose(plain, denoising_loss(model, x0, seeded(1), lambda z, r: x0), atol=1e-3)

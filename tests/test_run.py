@@ -12,7 +12,7 @@ from running import ROOT, SMALL, bench, facts, ran
 
 from bench import registry, store
 from bench.data import load
-from bench.models import bases
+from bench.models import recipes
 from bench.reporting.numbers import command_of, metrics_of
 from bench.running import worker
 
@@ -77,7 +77,7 @@ def test_an_estimated_trace_says_what_it_adds_to_the_error_of_its_row(tmp_path):
 
 def test_micro_batches_do_not_change_the_samples(tmp_path):
     data = load("mixture-digits")
-    denoiser = bases.exact_denoiser(data)
+    denoiser = recipes.exact_denoiser(data)
     plugin_rows = {}
     for size in (7, 500):
         ran(

@@ -8,7 +8,7 @@ from bench.data import load
 from bench.diffusion.counting import Counted, counting
 from bench.diffusion.schedule import VP
 from bench.diffusion.training import seeded, session
-from bench.models import bases
+from bench.models import recipes
 from zoo.sampling_acceleration.ode_solver.ddim import DDIM
 from zoo.sampling_acceleration.truncation.es_ddpm import ESDDPM
 from zoo.sampling_acceleration.truncation.tdpm import TDPM
@@ -28,7 +28,7 @@ class Truth(nn.Module):
 
 
 def model(shift: float = 0.0) -> nn.ModuleDict:
-    return nn.ModuleDict({"denoiser": bases.exact_denoiser(DATA), "vae": Truth(shift)})
+    return nn.ModuleDict({"denoiser": recipes.exact_denoiser(DATA), "vae": Truth(shift)})
 
 
 def of_vp(models: nn.ModuleDict) -> nn.ModuleDict:
@@ -76,8 +76,8 @@ def test_the_other_models_pass_is_no_evaluation():
 
 
 def test_tdpm_trains_a_copy_of_the_shared_gan():
-    gan = bases.seeded_build(bases.RECIPES["gan"], DATA, 0).requires_grad_(False)
-    base = of_vp(nn.ModuleDict({"denoiser": bases.exact_denoiser(DATA), "gan": gan}))
+    gan = recipes.seeded_build(recipes.RECIPES["gan"], DATA, 0).requires_grad_(False)
+    base = of_vp(nn.ModuleDict({"denoiser": recipes.exact_denoiser(DATA), "gan": gan}))
     before = gan.state_dict()["decoder.net.enter.weight"].clone()
     built = TDPM().build(base, DATA, 5)
     with session(seed=0):

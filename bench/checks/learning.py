@@ -10,7 +10,7 @@ from bench.checks import Wrong
 from bench.checks.subject import Subject, exact, make
 from bench.data import Data
 from bench.diffusion.schedule import SCHEDULES
-from bench.models import bases, kept
+from bench.models import kept, recipes
 
 STEPS, BATCH = 200, 128
 
@@ -46,9 +46,9 @@ def training(subject: Subject) -> str:
 def fresh(subject: Subject, data: Data, schedule: str) -> nn.Module | None:
     """The shared models it is given, untrained: there is something to learn, and nothing to wait for."""
     found = {
-        name: bases.new_denoiser(data).under(SCHEDULES[schedule]())
+        name: recipes.new_denoiser(data).under(SCHEDULES[schedule]())
         if name == "denoiser"
-        else bases.seeded_build(bases.RECIPES[name], data, 0)
+        else recipes.seeded_build(recipes.RECIPES[name], data, 0)
         for name in subject.plugin.recipes
     }
     return nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()), None)

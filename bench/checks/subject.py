@@ -20,7 +20,7 @@ from bench.diffusion.exact import ExactNetwork
 from bench.diffusion.schedule import EDM, SCHEDULES
 from bench.diffusion.training import seeded
 from bench.method import Method
-from bench.models import bases
+from bench.models import recipes
 from bench.registry import Plugin
 from bench.running.worker import built
 
@@ -182,7 +182,7 @@ def exact(kind: str) -> Data:
 def perfect(kind: str, schedule: str, dtype=torch.float32) -> Denoiser:
     """The denoiser without error of its own."""
     if dtype == torch.float32:
-        return bases.exact_denoiser(exact(kind)).under(SCHEDULES[schedule]())
+        return recipes.exact_denoiser(exact(kind)).under(SCHEDULES[schedule]())
     data = exact(kind)
     net = ExactNetwork(data.exact, data.shape, data.sigma_data)
     return Denoiser(net, EDM(), data.shape, "x0", data.sigma_data).under(SCHEDULES[schedule]())
@@ -191,8 +191,8 @@ def perfect(kind: str, schedule: str, dtype=torch.float32) -> Denoiser:
 @lru_cache
 def shared(name: str, kind: str) -> nn.Module:
     """The model of a recipe, hardly trained."""
-    recipe, data = bases.RECIPES[name], exact(kind)
-    model = bases.seeded_build(recipe, data, 0)
+    recipe, data = recipes.RECIPES[name], exact(kind)
+    model = recipes.seeded_build(recipe, data, 0)
     with training.session(seed=0):
         recipe.train(model, data, IMAGES)
     return model.eval()

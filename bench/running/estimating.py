@@ -7,7 +7,7 @@ import torch
 
 from bench import registry, store
 from bench.job import Cell
-from bench.models import bases
+from bench.models import bases, recipes
 from bench.models.kept import home, lies
 from bench.running.plan import Plan
 from bench.running.planning import spec_of, to_train
@@ -57,22 +57,22 @@ def trainings(plan: Plan) -> list[int]:
     """The budgets, in images, of all trainings that the cells left to do need and that were not done yet."""
     known = registry.plugins(plan.site.plugin_files)
     request = plan.request
-    recipes = {name for method in {cell.method for cell in plan.todo} for name in known[method].recipes}
-    specs = [spec_of(name, request) for name in recipes]
-    shared = [bases.untrained_images(spec, plan.data, request.train_seed) for spec in specs]
+    shared = {name for method in {cell.method for cell in plan.todo} for name in known[method].recipes}
+    specs = [spec_of(name, request) for name in shared]
+    missing = [bases.untrained_images(spec, plan.data, request.train_seed) for spec in specs]
 
     def trained(cell: Cell) -> bool:
         data = plan.data.seen_by(known[cell.method].kinds)
         return lies(home(cell.method, training_of(cell, data, plan.site)))
 
     own = [cell.images for cell in to_train(plan) if not trained(cell)]
-    return [images for images in shared if images] + own
+    return [images for images in missing if images] + own
 
 
 def trial_speed(plan: Plan) -> float:
     """Rows a second of the base network, by one batch."""
     mixture = plan.data.exact is not None and plan.data.kind in ("image", "vector")
-    model = bases.exact_denoiser(plan.data) if mixture else bases.new_denoiser(plan.data)
+    model = recipes.exact_denoiser(plan.data) if mixture else recipes.new_denoiser(plan.data)
     x = model.prior(64)
     with torch.no_grad():
         model(x, model.schedule.t_max)
