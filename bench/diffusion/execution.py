@@ -14,6 +14,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+# torch itself calls what it warns of, at the first forward-mode derivative.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+
 # fp32: IEEE single precision. tf32: the same, but a GPU's matrix products and convolutions read ten bits of
 # mantissa. bf16: autocast, products and convolutions in bfloat16, norms and sums in fp32, weights in fp32.
 PRECISIONS = ("fp32", "tf32", "bf16")

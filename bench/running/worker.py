@@ -198,6 +198,7 @@ def out_of_memory(error: Exception) -> bool:
     return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
+@torch.no_grad()
 def start_of(asked: Ready) -> str:
     """What a method's samples start from; only methods of one start are paired."""
     schedule = getattr(asked.model, "schedule", None)
