@@ -12,7 +12,7 @@ PAGES = ((345, 550), (550, 345))  # points of width and height in LaTeX's articl
 # points a character takes, and a line
 TYPES = {"small": (4.75, 11.0), "footnotesize": (4.45, 9.5), "scriptsize": (4.15, 8.0), "tiny": (3.6, 6.0)}
 SMALLEST, LAST = "scriptsize", "tiny"  # to be read, and where nothing else fits
-GAP = 3  # points on either side of a column
+GAP, TIGHT = 3, 1.5  # points on either side of a column, and where nothing else fits
 AROUND = 70  # points for a table's caption, its heading and its rules
 NARROW = 16  # characters below which a text does not want to be wrapped
 TEX = {
@@ -78,7 +78,7 @@ def typeset(
     columns = f"@{{}}{columns}@{{}}"
     head = [r"\toprule", row(header, plan), r"\midrule"]
     inner = [r"\midrule" if line is None else row(line, plan) for line in lines]
-    style = rf"\{plan.size}\setlength{{\tabcolsep}}{{{GAP}pt}}"
+    style = rf"\{plan.size}\setlength{{\tabcolsep}}{{{TIGHT if plan.size == LAST else GAP}pt}}"
     under = [rf"\par\scriptsize\raggedright {escaped(note)}" for note in notes]
     under = [r"\par\smallskip", *under] if notes else []
     caption = rf"\caption{{{escaped(title)}}}"
@@ -134,6 +134,7 @@ def layout(header: Sequence[str], body: Sequence[Sequence[str]]) -> Layout:
         if turned or (sum(widths) * TYPES[SMALLEST][0] <= room and not narrow):
             break
     if sum(widths) * TYPES[SMALLEST][0] > room:
+        room = width - 2 * TIGHT * (len(header) - 1)
         return plan(bool(turned), LAST, shared(needs, floors, texts, room / TYPES[LAST][0]))
     return plan(bool(turned), SMALLEST, widths)
 
@@ -176,8 +177,8 @@ def longest_word(text: str) -> float:
 
 
 def is_number(text: str) -> bool:
-    """A value with its error or its bound, which stays on one line; or none."""
-    return re.fullmatch(r"x?[\d.,]+( x [\d.,]+)?|-|x\d+|failed|", text) is not None
+    """A value with its error, a bound, or a budget that is too small, which stay on one line; or none."""
+    return re.fullmatch(r"\(?[x<]?[\d.,]+( x [\d.,]+)?\)?|-|failed|", text) is not None
 
 
 def paragraph(share: float, side: str) -> str:
