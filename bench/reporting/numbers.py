@@ -110,13 +110,12 @@ def command_of(rows: Sequence[dict], known: dict[str, Plugin], asked: dict[str, 
     words = ["bench", "run", ":".join([row["method"], *settings])]
     words += [] if plugin else ["--plugin", f"{row['method']}.py"]
     words += ["--data", row["data"]]
-    base, *others = plugin.bases(row["base"]).values() if plugin and plugin.recipes else [row["base"]]
-    if not takes_base(row, plugin):
-        base, others = "", [base, *others]
+    shared = plugin.bases(row["base"]) if plugin else {"denoiser": row["base"]}
+    base = shared.pop("denoiser", "")  # the one that --base chooses
     words += ["--base", base] if base not in ("", "denoiser") else []
     words += ["--nfe", str(row["budget"]), "--seeds", ",".join(str(r["seed"]) for r in rows)]
     words += ["--train-seed", str(row["train_seed"])] if row["train_seed"] else []
-    budgets = [other.partition("@")[2] for other in others if other] or [row["images"] or ""]
+    budgets = [other.partition("@")[2] for other in shared.values()] or [row["images"] or ""]
     words += ["--images", str(budgets[0])] if budgets[0] else []
     if row["ask"] == "sample":
         names = [parse(column) for column in asked.get(row["key"], [row["metric"]])]
@@ -127,11 +126,6 @@ def command_of(rows: Sequence[dict], known: dict[str, Plugin], asked: dict[str, 
     else:
         words += ["--metric", "nll", "--held-out", str(row["samples"])]
     return shlex.join(words)
-
-
-def takes_base(row: dict, plugin: Plugin | None) -> bool:
-    """Whether the row's base was chosen by --base, and is not a recipe that the method names itself."""
-    return plugin is None or "denoiser" in plugin.recipes
 
 
 def embedded(record: dict) -> str:
