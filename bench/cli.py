@@ -1,7 +1,10 @@
 """The command line. No logic here, and nothing heavy is imported before the command that needs it."""
 
+import atexit
 import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -172,6 +175,11 @@ def run(
     methods, category, leaf, survey, data, plugin_files, dry_run, style, quiet, device, **settings
 ) -> None:
     """Measure METHODS (name[:param=a,b]...) and print the table; goes on where an earlier run stopped."""
+    from bench.running.crews import begun
+
+    several = (settings["workers"] or 1) > 1 and settings["executor"] == "local"
+    if several and not dry_run and not device.startswith("cuda"):
+        begun()  # it imports what workers need while this process imports and plans
     from bench.running import planning
     from bench.running.plan import Request
     from bench.running.sites import device_of
@@ -234,5 +242,22 @@ UPKEEP = (verify, gc, doctor)
 for command in (data_group, train, export, table, diff, merge, check, new, plot, report, *STATED, *UPKEEP):
     main.add_command(command)
 
+
+def program() -> None:
+    """`bench` as a process of its own, which ends when all is said and closed: an interpreter takes up to a
+    second to free what torch and diffusers are made of, object by object.
+    """
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    atexit._run_exitfuncs()
+    with suppress(OSError):  # nobody reads on
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
 if __name__ == "__main__":
-    main()
+    program()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from bench.running.executors import Here, Lost, Pool, local, mapped
 
 @dataclass(frozen=True)
 class Chore:
-    """A number to double, after whatever its `mark` says is done: `die` once or always, `hang`, `raise`."""
+    """A number to double, after whatever its `mark` says is done: `die` once or always, `hang`, `raise`,
+    `orphan` it by killing the process that forked it.
+    """
 
     number: int
     mark: str = ""
@@ -29,6 +32,9 @@ def doubled(chore: Chore) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     if chore.mark == "hang":
         time.sleep(600)
+    if chore.mark == "orphan" and first_time(chore):
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(5)
     if chore.mark == "raise":
         raise OSError(28, "No space left on device")
     return 2 * chore.number
@@ -65,6 +71,44 @@ def test_a_task_that_kills_its_workers_is_lost_alone_and_says_how():
     lost = found.pop(2)
     assert lost == Lost("its worker died 2 times (killed by SIGKILL, as when memory runs out)")
     assert found == {n: 2 * n for n in range(6) if n != 2}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_the_death_of_the_server_that_forks_workers_costs_nothing_but_time(tmp_path):
+    chores = [Chore(n, "orphan" if n == 2 else "", str(tmp_path)) for n in range(6)]
+    assert results(local(2), chores) == {n: 2 * n for n in range(6)}
+    assert (tmp_path / "died").exists()
+
+
+def variable(name: str) -> tuple[int, str | None]:
+    time.sleep(0.3)  # so that no worker has all of them
+    return os.getpid(), os.environ.get(name)
+
+
+def test_workers_have_the_environment_of_their_hiring_each_its_own(monkeypatch):
+    """Though they may come from a process that is older than it."""
+
+    def found(settings) -> set:
+        with closing(local(2, settings=settings)) as pool:
+            return set(dict(result for _, result in pool.map(variable, ["TAXOBENCH_HERE"] * 6)).values())
+
+    monkeypatch.delenv("TAXOBENCH_HERE", raising=False)
+    assert found(({},)) == {None}
+    monkeypatch.setenv("TAXOBENCH_HERE", "first")
+    assert found(({},)) == {"first"}
+    assert found(({"TAXOBENCH_HERE": "0"}, {"TAXOBENCH_HERE": "1"})) == {"0", "1"}
+
+
+def bad_fork(_: object) -> bool:
+    """Whether torch would refuse this process a GPU for how it was born."""
+    import torch
+
+    return torch.cuda._is_in_bad_fork()
+
+
+def test_workers_of_a_gpu_may_use_it():
+    with closing(local(1, gpu=True)) as pool:
+        assert [result for _, result in pool.map(bad_fork, [0])] == [False]
 
 
 def test_a_task_over_its_time_limit_is_stopped_and_the_others_are_done():
@@ -129,7 +173,6 @@ def test_workers_that_never_begin_end_the_run_with_one_sentence():
 def test_workers_end_with_their_parent(tmp_path):
     """Also if the parent is killed and cannot tell them."""
     import subprocess
-    import sys
 
     program = tmp_path / "program.py"
     program.write_text(

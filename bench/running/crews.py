@@ -5,11 +5,12 @@ other; whatever it does or suffers is learnt from its `answers`: a list, or `Die
 """
 
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from signal import SIG_IGN, SIGINT, Signals, signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from signal import SIG_BLOCK, SIG_IGN, SIG_SETMASK, SIGINT, Signals, pthread_sigmask, signal
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ import click
 from bench.cache import Shelf, cache_dir
 
 UP = "up"  # what a worker says before it works
+IMPORTED = ["bench.running.tasks", "diffusers.models.unets.unet_2d"]  # before workers are forked
 LOOK = 2.0  # seconds between two looks at the nodes of a cluster
 
 
@@ -61,20 +63,21 @@ def answered(function: Callable, *words: object) -> tuple[bool, object]:
 
 class Processes:
     """Processes of this machine, each at the end of a pipe of its own. `settings` are environment variables
-    of theirs, by place and in turn.
+    of theirs, by place and in turn. With `gpu` each is started anew: CUDA does not bear the fork of a process
+    that has asked for it, as diffusers does where it is imported.
     """
 
     hint = 'give --workers 1, or call bench.run from under `if __name__ == "__main__":`'
 
-    def __init__(self, size: int, settings: Sequence[dict[str, str]] = ({},)):
-        self.size, self.settings = size, settings
+    def __init__(self, size: int, settings: Sequence[dict[str, str]] = ({},), gpu: bool = False):
+        self.size, self.settings, self.gpu = size, settings, gpu
 
     def room(self) -> int:
         return self.size
 
     def hire(self, place: int, function: Callable) -> Hand:
-        with environment(self.settings[place % len(self.settings)]):
-            return Process(function)
+        environment = os.environ | self.settings[place % len(self.settings)]
+        return Process(function, environment, "spawn" if self.gpu else begun())
 
     def wait(self, hands: Sequence[Hand], seconds: float | None) -> None:
         from multiprocessing.connection import wait
@@ -86,17 +89,21 @@ class Processes:
 
 
 class Process:
-    """A process that serves the other end of a pipe. What the function imports comes with it, before the
-    process is up and on the clock.
+    """A process that serves the other end of a pipe, in this environment, and `start`s as multiprocessing
+    names it. What the function imports comes with it, before the process is up and on the clock.
     """
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable, environment: dict[str, str], start: str):
         import multiprocessing
 
-        context = multiprocessing.get_context("spawn")  # a fork would share torch's threads, and CUDA
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, function))
-        self.process.start()
+        self.pipe, theirs = multiprocessing.Pipe()
+        words = {"target": serve, "args": (theirs, function, environment)}
+        self.process = multiprocessing.get_context(start).Process(**words)
+        try:
+            self.process.start()
+        except (EOFError, OSError):  # the fork server is no more
+            self.process = multiprocessing.get_context("spawn").Process(**words)
+            self.process.start()
         theirs.close()
 
     def send(self, function: Callable, task: object) -> None:
@@ -122,10 +129,30 @@ class Process:
         self.pipe.close()
 
 
-def serve(pipe: Any, _: Callable) -> None:
+def begun() -> str:
+    """How workers of the CPU start, by multiprocessing's name. On Linux a fork server begins, if it has not:
+    it imports once what they need and forks them, without the threads of this process. The sooner it begins,
+    the more of its importing is done beside this process's own.
+    """
+    if sys.platform != "linux":  # macOS's libraries do not bear a fork
+        return "spawn"
+    from multiprocessing import forkserver
+
+    forkserver.set_forkserver_preload(IMPORTED)
+    before = pthread_sigmask(SIG_BLOCK, [SIGINT])  # inherited: a keyboard interrupt is this process's
+    try:
+        forkserver.ensure_running()
+    finally:
+        pthread_sigmask(SIG_SETMASK, before)
+    return "forkserver"
+
+
+def serve(pipe: Any, _: Callable, environment: dict[str, str]) -> None:
     """A worker's life: it answers what comes through the pipe, and ends with whoever sends it."""
     import multiprocessing
 
+    os.environ.clear()  # a fork server's, of when it began
+    os.environ.update(environment)
     signal(SIGINT, SIG_IGN)  # a keyboard interrupt is the run's, which ends its workers
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -140,19 +167,6 @@ def serve(pipe: Any, _: Callable) -> None:
             pipe.send(answer)
         except (TypeError, AttributeError, ValueError) as error:  # it cannot be pickled
             pipe.send((False, RuntimeError(f"{answer[1]!r:.200} ({error})")))
-
-
-@contextmanager
-def environment(settings: dict[str, str]) -> Iterator[None]:
-    """These environment variables inside the block, for the processes that begin in it."""
-    before = dict(os.environ)
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name in settings:
-            os.environ.pop(name)
-        os.environ.update({name: before[name] for name in settings.keys() & before.keys()})
 
 
 def ending(code: int | None) -> str:

@@ -57,11 +57,14 @@ class Here:
         pass
 
 
-def local(workers: int, limited: bool = False, settings: Sequence[dict[str, str]] = ({},)) -> Executor:
-    """In as many processes as asked for; one is this process itself, unless tasks are limited. `settings` are
-    environment variables of the workers, in turn.
+def local(
+    workers: int, limited: bool = False, settings: Sequence[dict[str, str]] = ({},), gpu: bool = False
+) -> Executor:
+    """In as many processes as asked for; one is this process itself, unless tasks are limited or done by a
+    GPU. `settings` are environment variables of the workers, in turn.
     """
-    return Here() if workers <= 1 and not limited else Pool(Processes(workers, settings))
+    apart = workers > 1 or limited or gpu
+    return Pool(Processes(workers, settings, gpu)) if apart else Here()
 
 
 def over_ray(address: str | None, cpus: float, gpus: float, most: int | None) -> Executor:

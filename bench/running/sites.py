@@ -92,8 +92,8 @@ def executor_of(plan: Plan) -> Executor:
     if not away(plan):
         gpus = visible_gpus() if site.device == "cuda" else []
         settings = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
-        apart = request.time_limit is not None or site.device.startswith("cuda")
-        return local(workers(plan), apart, settings or ({},))
+        gpu = site.device.startswith("cuda")
+        return local(workers(plan), request.time_limit is not None, settings or ({},), gpu)
     if ":" in site.device:
         raise click.BadParameter("under Ray each task sees the GPU that it was given: give --device cuda.")
     return over_ray(request.address, site.threads, request.gpus * (site.device == "cuda"), request.workers)
