@@ -120,7 +120,7 @@ def test_the_workers_of_a_killed_run_do_not_outlive_it(nursery, tmp_path):
     wanted = order(tmp_path, 100, workers=2)
     leader = nursery.start(wanted)[0]
     deadline = time.monotonic() + 60
-    while len(alive(leader)) < 3 and time.monotonic() < deadline:  # itself and two workers, or a tracker
+    while len(alive(leader)) < 5 and time.monotonic() < deadline:  # itself, who forks, a tracker, two workers
         time.sleep(0.05)
     os.kill(leader, signal.SIGKILL)
     deadline = time.monotonic() + 20
