@@ -1,5 +1,5 @@
 """`python -m bench` is the command line."""
 
-from bench.cli import main
+from bench.cli import program
 
-main(prog_name="bench")
+program()

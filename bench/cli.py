@@ -249,7 +249,7 @@ def program() -> None:
     """
     code = 0
     try:
-        main()
+        main(prog_name="bench")
     except SystemExit as end:
         code = end.code
     atexit._run_exitfuncs()
