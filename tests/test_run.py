@@ -1,7 +1,9 @@
 """The harness end to end, on exact data: what a run measures, keeps, resumes and refuses."""
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from running import ROOT, SMALL, bench, facts, ran
 
 from bench import registry, store
+from bench.cache import cache_dir
 from bench.data import load
 from bench.models import recipes
 from bench.reporting.numbers import command_of, metrics_of
@@ -249,13 +252,18 @@ def test_two_protocols_never_share_a_column(tmp_path):
 def test_trainings_that_are_cut_short_are_one_in_their_run_and_go_on_in_the_next(tmp_path):
     words = ("run", "npr_ddpm", "--base", "denoiser@300", "--images", 1280, "--samples", 40, "--nfe", "2,3")
     words += ("--metric", "fid", "--quiet")
+    before = set(cache_dir().rglob("run-*"))
     said = bench(*words, "--minutes", "0.00001", results=tmp_path)
     assert said.exit_code == 0 and "training cut short" in said.output
     rows = [row for row in store.read(tmp_path) if row["method"] == "npr_ddpm"]
     seen = {row["train_images"] for row in rows}
     assert len(rows) == 2 and len({row["base_id"] for row in rows}) == len(seen) == 1
     assert "2 of 2 cells" in bench(*words[:-1], "--dry-run", results=tmp_path).output
+    (unused,) = set(cache_dir().rglob("denoiser-*/run-*")) - before
+    used = Path(shutil.copytree(unused, unused.with_name("run-another")))
+    os.utime(unused, (0, 0))
     assert "cut short" not in bench(*words, results=tmp_path).output
+    assert used.exists() and not unused.exists()  # what a run may still need stays
     later = [row for row in store.read(tmp_path) if row["method"] == "npr_ddpm"][2:]
     assert min(row["train_images"] for row in later) > max(seen)
     assert {row["base_id"] for row in later} != {row["base_id"] for row in rows}

@@ -26,6 +26,8 @@ from bench.diffusion import pieces, training
 from bench.diffusion.execution import arithmetic, keep_memory, placed
 from bench.diffusion.team import ALONE, Team
 
+DAY = 86_400.0  # seconds after its last use that a model cut short is kept for the run it was cut short in
+
 
 @dataclass(frozen=True)
 class How:
@@ -62,6 +64,8 @@ def prepared(
     with held(folder / ".lock", how.team):
         for there in (folder, short):
             if there and (found := loaded_from(there, build)):
+                if there == short:
+                    os.utime(short)
                 cut(folder, how)
                 return placed(found[0].eval(), how.device), found[1] | place
         keep_memory()
@@ -104,8 +108,9 @@ def prepared(
                     pieces.remove(training.checkpoint_of(folder, loop))
             elif short:
                 keep(model, card, short)
-            for old in set(folder.glob("run-*")) - ({short} if session.capped else set()):
-                shutil.rmtree(old, ignore_errors=True)
+            for other in folder.glob("run-*"):  # whose run may still need it
+                if time.time() - other.stat().st_mtime > DAY:
+                    shutil.rmtree(other, ignore_errors=True)
         cut(folder, how)
     return model, card | place
 
