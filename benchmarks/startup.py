@@ -6,9 +6,11 @@ python -m benchmarks.startup forked    # or anew: eight workers, until each has 
 
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 
+from bench.running.crews import IMPORTED
 from benchmarks.record import Record, bench, medians, process, ratio, timed, turns
 
 BOUND = 1.0  # seconds, after which a person has begun to wait
@@ -49,10 +51,8 @@ def workers() -> Record:
 
 def own_memory(_: int) -> float:
     """MiB that this process shares with no other, once it could draw."""
-    import diffusers.models.unets.unet_2d  # noqa: F401
-
-    import bench.running.tasks  # noqa: F401
-
+    for module in IMPORTED:
+        import_module(module)
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
 

@@ -50,21 +50,22 @@ class DPMSolverV3(Method):
         points = min(self.points, images // knots)
         chosen = torch.randperm(len(data.train), generator=generator)[:points]
         x0 = data.scale(data.train[chosen.sort().values])
-        coarse = torch.linspace(*model.lam[[0, -1]].tolist(), knots, dtype=torch.float64)
-        at = model.lam if knots == len(model.lam) else coarse.to(model.lam.device)
-        found = [moments(model, lam, x0, generator) for lam in at]
+        fitted = model if knots == len(model.lam) else Statistics(base, knots - 1).to(model.lam.device)
+        found = [moments(model, lam, x0, generator) for lam in fitted.lam]
         mean, covariance, k = (torch.stack(part) for part in zip(*found))
         # f = k z - x0 and, as dz/dlambda = x0 - z, df/dlambda = k' z + k (x0 - z) - dx0/dlambda; k = 1 - l
-        rate = torch.gradient(k, spacing=(at,), dim=0)[0]
+        rate = torch.gradient(k, spacing=(fitted.lam,), dim=0)[0]
         one = torch.ones_like(k)
         f, change = torch.stack([-one, k, 0 * k], 1), torch.stack([k, rate - k, -one], 1)
         with_f = torch.einsum("ja...,jab...->jb...", f, covariance)
+        fitted.l.copy_(1 - k)
         # Where f hardly varies, as at great noise, s is undetermined and of no use: it is drawn to 0 there.
         ridge = 1e-6 * base.sigma_data**2
-        s = (with_f * change).sum(1) / ((with_f * f).sum(1) + ridge)
-        b = (change * mean).sum(1) - s * (f * mean).sum(1)
-        for table, values in ((model.l, 1 - k), (model.s, s), (model.b, b)):
-            table.copy_(values if knots == len(table) else interpolated(values, len(table)))
+        fitted.s.copy_((with_f * change).sum(1) / ((with_f * f).sum(1) + ridge))
+        fitted.b.copy_((change * mean).sum(1) - fitted.s * (f * mean).sum(1))
+        if fitted is not model:
+            for table, values in zip((model.l, model.s, model.b), fitted.at(model.lam)):
+                table.copy_(values)
 
     def sample(self, model: nn.Module, x: Tensor, nfe: int) -> Tensor:
         schedule, times = model.base.schedule, model.base.schedule.steps(nfe, self.spacing)
@@ -145,13 +146,6 @@ def moments(model: Statistics, lam: Tensor, x0: Tensor, generator) -> tuple[Tens
         diagonal = diagonal + (probe * column).double().sum(0)
     mean = first / len(x0)
     return mean, second / len(x0) - mean[:, None] * mean[None], diagonal / len(x0)
-
-
-def interpolated(table: Tensor, knots: int) -> Tensor:
-    """A table (fewer knots, *shape) at so many, linear between its own."""
-    columns = table.flatten(1).T[None]
-    finer = nn.functional.interpolate(columns, knots, mode="linear", align_corners=True)
-    return finer[0].T.reshape(knots, *table.shape[1:])
 
 
 def advanced(z: Tensor, step: dict[str, Tensor], points: list[tuple[Tensor, Tensor]], pseudo: bool) -> Tensor:
