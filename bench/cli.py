@@ -202,8 +202,7 @@ def run(
     failed = False
     for request in requests:
         with Progress(quiet) as progress:
-            plan = planning.planned(request, progress)
-            runner.execute(plan, progress)
+            plan = runner.carried_out(request, progress)
         found = runner.results(plan)
         click.echo(render(found.tables, style, found.baselines))
         for line in plan.skipped:

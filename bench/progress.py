@@ -56,6 +56,19 @@ class Progress:
         if seen >= total:
             self.bars.remove_task(self.tasks.pop(label))
 
+    def training(self, name: str, images: int) -> None:
+        """A training that somebody else does, and of which nothing is heard before its end."""
+        label = f"training {name} on up to {images:,} images"
+        if self.console.is_terminal:
+            self.tasks[name] = self.bars.add_task(label, total=None, more="")
+        else:
+            self.note(label)
+
+    def trained(self, name: str, said: str) -> None:
+        if name in self.tasks:
+            self.bars.remove_task(self.tasks.pop(name))
+        self.note(said)
+
     def cells(self, count: int) -> None:
         self.left = count
 

@@ -25,6 +25,7 @@ class Chore:
     mark: str = ""
     folder: str = ""
     seconds: float | None = None
+    alone: bool = False
 
 
 def doubled(chore: Chore) -> int:
@@ -32,6 +33,9 @@ def doubled(chore: Chore) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     if chore.mark == "hang":
         time.sleep(600)
+    if chore.mark == "wait":
+        while not Path(chore.folder, "done").exists():
+            time.sleep(0.01)
     if chore.mark == "orphan" and first_time(chore):
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(5)
@@ -78,6 +82,18 @@ def test_the_death_of_the_server_that_forks_workers_costs_nothing_but_time(tmp_p
     chores = [Chore(n, "orphan" if n == 2 else "", str(tmp_path)) for n in range(6)]
     assert results(local(2), chores) == {n: 2 * n for n in range(6)}
     assert (tmp_path / "died").exists()
+
+
+def test_nothing_waits_at_a_worker_behind_a_task_that_is_alone(tmp_path):
+    """The long task ends only after all others, which therefore were done by the other worker."""
+    chores = [Chore(0, "wait", str(tmp_path), alone=True), *(Chore(n) for n in range(1, 6))]
+    order = []
+    with closing(local(2)) as executor:
+        for chore, _ in executor.map(doubled, chores, ahead=1):
+            order.append(chore.number)
+            if len(order) == 5:
+                (tmp_path / "done").touch()
+    assert sorted(order) == list(range(6)) and order[-1] == 0
 
 
 def variable(name: str) -> tuple[int, str | None]:

@@ -290,7 +290,7 @@ def test_a_dry_run_counts_what_is_not_answered_and_not_trained_yet(tmp_path):
 
 def test_a_dry_run_counts_the_shared_networks_that_are_to_be_trained(tmp_path):
     said = bench("run", "ddim", "--base", "denoiser@777", "--dry-run", results=tmp_path).output
-    assert "before them 1 training of 777 images" in said
+    assert "; and 1 training of 777 images" in said
 
 
 @pytest.mark.parametrize("method, base", [("es_ddpm", "denoiser + vae@200"), ("cld", "cld@200")])
@@ -302,6 +302,18 @@ def test_shared_networks_beside_the_base_have_the_budget_that_was_asked_for(meth
     command = command_of(rows, registry.plugins(), metrics_of(rows))
     again = bench(*shlex.split(command)[1:], "--dry-run", results=tmp_path)
     assert "0 of 1 cells" in again.output, command
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cells_that_need_no_training_are_measured_before_anything_is_trained(workers, tmp_path):
+    words = ("run", "iddpm", "cld", "ddim", "--data", "mixture2d", "--samples", 80, "--nfe", 6)
+    words += ("--images", 130 + workers, "--metric", "sliced_wasserstein", "--workers", workers)
+    result = bench(*words, results=tmp_path)
+    assert result.exit_code == 0, result.output
+    assert [row["method"] for row in store.read(tmp_path)] == ["real data", "ddim", "iddpm", "cld"]
+    said = [line for line in result.stderr.splitlines() if ":" in line]
+    told = ["ddim, 6 NFE", "iddpm: trained on", "iddpm, 6 NFE", "now what needs another", "cld, 6 NFE"]
+    assert all(line.startswith(start) for line, start in zip(said, told, strict=True)), said
 
 
 def test_records_carry_what_a_script_needs(tmp_path):

@@ -10,7 +10,7 @@ from bench.job import Cell
 from bench.models import bases, recipes
 from bench.models.kept import home, lies
 from bench.running.plan import Plan
-from bench.running.planning import spec_of, to_train
+from bench.running.planning import by_model, spec_of
 from bench.running.worker import training_of
 
 TRAINED = 3  # evaluations that an image in training takes the time of: one forward, two backward
@@ -24,7 +24,7 @@ def described(plan: Plan) -> str:
     drawing += f", about {cost['seconds'] / 60:.1f} minutes here"
     if cost["trainings"]:
         number = f"{cost['trainings']:,} training" + "s" * (cost["trainings"] > 1)
-        drawing += f"; before them {number} of {cost['images']:,} images in all"
+        drawing += f"; and {number} of {cost['images']:,} images in all"
         if plan.data.exact is None:  # else the trial was of no network such as is trained
             drawing += f", about {cost['training_seconds'] / 60:.0f} minutes"
     return "\n".join([*lines, drawing])
@@ -65,7 +65,7 @@ def trainings(plan: Plan) -> list[int]:
         data = plan.data.seen_by(known[cell.method].kinds)
         return lies(home(cell.method, training_of(cell, data, plan.site)))
 
-    own = [cell.images for cell in to_train(plan) if not trained(cell)]
+    own = [cell.images for cell, *_ in by_model(plan.todo, plan.site) if not trained(cell)]
     return [images for images in missing if images] + own
 
 

@@ -2,7 +2,8 @@
 any order; a worker that dies or takes too long costs its task at most, never the run.
 
 Tasks come from an iterator, which is asked for the next one when somebody is free for it. It may give None:
-nothing can be begun before another result is there.
+nothing can be begun before another result is there. A task's attribute `seconds`, if it has one that is not
+None, is what it may take; where `alone` is true, no other waits at its worker.
 """
 
 import atexit
@@ -32,9 +33,7 @@ class Lost:
 
 
 class Executor(Protocol):
-    """Who does the work. A task's attribute `seconds`, if it has one that is not None, is what it may take;
-    `ahead` tasks wait at each worker. Raises what the function raises.
-    """
+    """Who does the work; `ahead` tasks wait at each worker. Raises what the function raises."""
 
     def map(
         self, function: Callable[[T], R], tasks: Iterable[T | None], ahead: int = 0
@@ -102,6 +101,11 @@ class Worker:
         return getattr(self.jobs[0].task, "seconds", None) if self.jobs else None
 
     @property
+    def alone(self) -> bool:
+        """Whether it has a job behind which none may wait."""
+        return any(getattr(job.task, "alone", False) for job in self.jobs)
+
+    @property
     def over(self) -> bool:
         """Whether its first job has taken longer than it may."""
         limit = self.limit
@@ -139,9 +143,10 @@ class Pool:
     def hand_out(self, function: Callable, tasks: Iterator, depth: int) -> bool:
         """Give jobs to whoever has room, least busy first; False where there are no more tasks."""
         while True:
-            worker = min(self.workers, key=lambda worker: len(worker.jobs), default=None)
+            open_ = [worker for worker in self.workers if len(worker.jobs) < depth and not worker.alone]
+            worker = min(open_, key=lambda worker: len(worker.jobs), default=None)
             hiring = (worker is None or worker.jobs) and len(self.workers) < self.crew.room()
-            if not hiring and (worker is None or len(worker.jobs) >= depth):
+            if not hiring and worker is None:
                 return True
             if self.again:
                 job = self.again.popleft()

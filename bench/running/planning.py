@@ -3,6 +3,7 @@ answer yet.
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import click
@@ -20,7 +21,7 @@ from bench.progress import Progress
 from bench.registry import Plugin
 from bench.running.plan import Plan, Request
 from bench.running.sites import execution_of, site_of
-from bench.running.worker import trained_per_nfe
+from bench.running.worker import Site, trained_per_nfe
 from bench.selection import selected
 
 SAMPLES = 2000
@@ -28,15 +29,34 @@ CHUNK = 500
 NONE_YET = "none yet"  # the id of a shared model that is still to be trained
 
 
-def planned(request: Request, progress: Progress | None = None, train: bool = True) -> Plan:
+def stages(request: Request, progress: Progress) -> Iterator[Plan]:
+    """The plans that answer a request, each to be run before the next is asked for; the last is the whole.
+
+    Before it comes a plan of what needs no shared model but the base and those that are there, so that it
+    does not wait for the others to be trained.
+    """
+    data, seed = load(request.data), request.train_seed
+    needs = [set(plugin.recipes) for plugin, _ in selected(request.selection, data.kinds).methods]
+    others = sorted(set().union(*needs) - {"denoiser"})
+    later = [name for name in others if bases.untrained_images(spec_of(name, request), data, seed)]
+    if later and any(names.isdisjoint(later) for names in needs):
+        yield planned(request, progress, without=later)
+        progress.note(f"now what needs another shared model beside the base: {', '.join(later)}")
+    yield planned(request, progress)
+
+
+def planned(
+    request: Request, progress: Progress | None = None, train: bool = True, without: Sequence[str] = ()
+) -> Plan:
     """The cells that answer a request, and which of them the results folder does not answer yet.
 
     `train` False plans without training shared models; cells of one that is not there carry a base id that no
-    row has.
+    row has. `without` leaves out the methods that need one of these shared models.
     """
     data = load(request.data)
     site = site_of(request)
     chosen = selected(request.selection, data.kinds)
+    methods = [(plugin, given) for plugin, given in chosen.methods if not set(without) & set(plugin.recipes)]
     samples = request.samples or SAMPLES
     if samples < 2 * BLOCKS:
         raise click.BadParameter(
@@ -57,10 +77,10 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
         reference = imported(request.statistics, extractor, metrics["sample"])
     report = progress.report if progress else None
     how = How(site.device, report, request.minutes, request.threads, run=site.run)
-    ids = base_ids(request, data, chosen.methods, how, train)
+    ids = base_ids(request, data, methods, how, train)
     asked = specs.parsed(request.base)
     cells, skipped = [], list(chosen.skipped)
-    for plugin, given in chosen.methods:
+    for plugin, given in methods:
         parameters = parameters_of(plugin, given)
         rows = asked.rows if "denoiser" in plugin.recipes else 1
         for ask in metrics:
@@ -95,7 +115,7 @@ def planned(request: Request, progress: Progress | None = None, train: bool = Tr
             }
             budgets = [nfe for nfe in budgets if nfe // rows >= plugin.least]
             cells += [Cell(**in_common, nfe=nfe, seed=seed) for seed in request.seeds for nfe in budgets]
-    if not cells and len(skipped) > len(chosen.skipped):
+    if not cells and not without and len(skipped) > len(chosen.skipped):
         raise click.ClickException(f"nothing is left to run: {skipped[-1]}.")
     plan = Plan(request, data, site, cells, metrics, extractor, reference, skipped, chosen.baselines)
     done = set() if request.again else store.answered(request.results)
@@ -124,14 +144,14 @@ def spec_of(name: str, request: Request) -> str:
     return name if request.images is None else f"{name}@{request.images}"
 
 
-def to_train(plan: Plan) -> list[Cell]:
-    """A cell for each model that methods of the cells left to do train."""
-    needed = {}
-    for cell in plan.todo:
+def by_model(cells: Sequence[Cell], site: Site) -> list[list[Cell]]:
+    """The cells whose methods train a model, those of one model together."""
+    found: dict[tuple, list[Cell]] = {}
+    for cell in cells:
         if cell.images is not None:
-            budget = cell.nfe if trained_per_nfe(cell, plan.site) else None
-            needed.setdefault((cell.method, cell.parameters, cell.train_seed, budget), cell)
-    return list(needed.values())
+            budget = cell.nfe if trained_per_nfe(cell, site) else None
+            found.setdefault((cell.method, cell.parameters, cell.train_seed, budget), []).append(cell)
+    return list(found.values())
 
 
 def identity_of(ids: list[str]) -> str:

@@ -3,6 +3,7 @@ it again.
 """
 
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -20,9 +21,9 @@ from bench.running.chunks import read_chunk, write_chunk
 from bench.running.executors import Executor, Lost
 from bench.running.measuring import error_row, floor, floor_key, measured
 from bench.running.plan import Plan, Request
-from bench.running.planning import expected, planned, to_train
+from bench.running.planning import by_model, expected, stages
 from bench.running.sites import ahead, away, executor_of
-from bench.running.tasks import Failure, Task, sentence
+from bench.running.tasks import Failure, Task, Training, sentence
 from bench.selection import Selection
 
 SELECTORS = ("category", "leaf", "survey", "plugin_files")
@@ -32,10 +33,16 @@ def run(*methods: str, **settings):
     """`bench run` from Python: run("ddim", data="digits", nfe=(5, 10)) -> the rows as a data frame."""
     chosen = {name: settings.pop(name) for name in SELECTORS if name in settings}
     with Progress() as progress:
-        plan = planned(Request(Selection(methods, **chosen), **settings), progress)
-        execute(plan, progress)
+        plan = carried_out(Request(Selection(methods, **chosen), **settings), progress)
     frame = store.frame(plan.site.results)
     return frame[frame.key.isin(keys_of(plan))].reset_index(drop=True)
+
+
+def carried_out(request: Request, progress: Progress) -> Plan:
+    """The whole plan of a request, which has been run."""
+    for plan in stages(request, progress):
+        execute(plan, progress)
+    return plan
 
 
 def execute(plan: Plan, progress: Progress) -> None:
@@ -46,22 +53,11 @@ def execute(plan: Plan, progress: Progress) -> None:
     if not plan.todo:
         return
     with closing(executor_of(plan)) as executor:
-        train(plan, progress, executor)
         deferred = Work(plan, progress, executor).through(plan.todo, wait=False)
         if deferred:
             note = "cells are being drawn by another run on this folder; waiting for them"
             progress.note(f"{len(deferred)} {note}")
             Work(plan, progress, executor).through(deferred, wait=True)
-
-
-def train(plan: Plan, progress: Progress, executor: Executor) -> None:
-    """Train what the cells left to do need, before anything is drawn: each model once, several abreast."""
-    wanted = [Task(cell, 0, plan.site) for cell in to_train(plan)]
-    function = tasks.train_away if away(plan) else tasks.train
-    for left, (task, said) in enumerate(executor.map(function, wanted), 1):
-        if isinstance(said, Lost):
-            said = f"{task.cell.method} could not be trained: {said.sentence}"
-        progress.note(f"{said}  ({len(wanted) - left} trainings to go)")
 
 
 @dataclass
@@ -77,10 +73,14 @@ class Drawn:
 
 
 class Work:
-    """The cells of a plan on their way through the executor."""
+    """The cells of a plan on their way through the executor: those whose model is there are drawn first, and
+    the others as soon as it is.
+    """
 
     def __init__(self, plan: Plan, progress: Progress, executor: Executor):
         self.plan, self.progress, self.executor = plan, progress, executor
+        self.ready: deque[Cell] = deque()
+        self.untrained: dict[Training, list[Cell]] = {}  # the cells that wait for each
         self.drawn: dict[str, Drawn] = {}
 
     def through(self, cells: Sequence[Cell], wait: bool) -> list[Cell]:
@@ -89,36 +89,60 @@ class Work:
         """
         self.deferred: list[Cell] = []
         self.progress.cells(len(cells))
-        function = tasks.draw_away if away(self.plan) else tasks.draw
+        self.ready.extend(cell for cell in cells if cell.images is None)
+        models = by_model(cells, self.plan.site)
+        self.untrained = {Training(waiting[0], self.plan.site): waiting for waiting in models}
+        function = tasks.work_away if away(self.plan) else tasks.work
         try:
-            for task, result in self.executor.map(function, self.tasks(cells, wait), ahead(self.plan)):
-                self.settle(task, result)
+            for task, result in self.executor.map(function, self.tasks(wait), ahead(self.plan)):
+                if isinstance(task, Training):
+                    self.trained(task, result)
+                else:
+                    self.settle(task, result)
         finally:
             for drawn in self.drawn.values():
                 drawn.lock.release()
         return self.deferred
 
-    def tasks(self, cells: Sequence[Cell], wait: bool) -> Iterator[Task | None]:
-        """The chunks that are not there yet of the cells that are ours to draw. An adaptive method's first
-        chunk finds the tolerance of the others, which wait for it.
+    def tasks(self, wait: bool) -> Iterator[Task | Training | None]:
+        """Chunks as long as there are cells that can be drawn, and then a training, until nothing is left."""
+        trainings = iter(list(self.untrained))
+        while self.ready or self.untrained:
+            if self.ready:
+                yield from self.chunks(self.ready.popleft(), wait)
+            elif training := next(trainings, None):
+                self.progress.training(training.name, training.cell.images)
+                yield training
+            else:
+                yield None
+
+    def trained(self, training: Training, said: str | Lost) -> None:
+        """A training came to its end, well or not; a failure comes again with each of its cells."""
+        if isinstance(said, Lost):
+            said = f"{training.name} could not be trained: {said.sentence}"
+        self.ready.extend(self.untrained.pop(training))
+        self.progress.trained(training.name, f"{said}  ({len(self.untrained)} trainings to go)")
+
+    def chunks(self, cell: Cell, wait: bool) -> Iterator[Task | None]:
+        """The chunks of a cell that are not there yet, if it is ours to draw. An adaptive method's first one
+        finds the tolerance of the others, which wait for it.
         """
-        for cell in cells:
-            while wait and self.drawn and self.held_elsewhere(cell):
-                yield None  # two runs that hold what the other waits for would wait for ever
-            if not self.begin(cell, wait):
+        while wait and self.drawn and self.held_elsewhere(cell):
+            yield None  # two runs that hold what the other waits for would wait for ever
+        if not self.begin(cell, wait):
+            return
+        for number in cell.chunks:
+            while number and self.adaptive(cell) and self.alive(cell) and not self.known(cell):
+                yield None
+            if not self.alive(cell):
+                return
+            if found := read_chunk(self.plan.site.chunk_file(cell, number)):
+                self.take(cell, found[0])
                 continue
-            for number in cell.chunks:
-                while number and self.adaptive(cell) and self.alive(cell) and not self.known(cell):
-                    yield None
-                if not self.alive(cell):
-                    break
-                if found := read_chunk(self.plan.site.chunk_file(cell, number)):
-                    self.take(cell, found[0])
-                    continue
-                drawn, limit = self.drawn[cell.key], self.plan.request.time_limit
-                tolerance = drawn.readied and drawn.readied.tolerance
-                left = None if limit is None else max(0.0, limit - drawn.seconds)
-                yield Task(cell, number, self.plan.site, tolerance, left)
+            drawn, limit = self.drawn[cell.key], self.plan.request.time_limit
+            tolerance = drawn.readied and drawn.readied.tolerance
+            left = None if limit is None else max(0.0, limit - drawn.seconds)
+            yield Task(cell, number, self.plan.site, tolerance, left)
 
     def begin(self, cell: Cell, wait: bool) -> bool:
         """Take hold of a cell; False where nothing is left for us to draw."""

@@ -1,5 +1,5 @@
-"""What a worker process does for a cell: train its model, draw one of its chunks; and the same on a machine
-that shares neither the results folder nor the cache with whoever wants it.
+"""What a worker process does: train a model, draw a chunk of a cell; and the same on a machine that shares
+neither the results folder nor the cache with whoever wants it.
 """
 
 from dataclasses import dataclass, replace
@@ -34,6 +34,20 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Training:
+    """The model of a cell to train, or to find trained. It may take hours: nothing waits at its worker."""
+
+    cell: Cell
+    site: Site
+    alone = True
+
+    @property
+    def name(self) -> str:
+        budget = f" for {self.cell.nfe} NFE" if trained_per_nfe(self.cell, self.site) else ""
+        return f"{self.cell.method}{budget}"
+
+
+@dataclass(frozen=True)
 class Failure:
     """Why a chunk was not drawn, in one sentence, and what is known of the model that should have."""
 
@@ -41,23 +55,32 @@ class Failure:
     readied: Readied | None = None
 
 
-def train(task: Task) -> str:
+def work(task: Task | Training) -> Chunk | Failure | str:
+    """Whatever the task asks for."""
+    return train(task) if isinstance(task, Training) else draw(task)
+
+
+def work_away(task: Task | Training, lender: Lender) -> bytes | Failure | str:
+    """`work` with a cache that borrows what it lacks and hands back what was trained; a chunk comes as the
+    bytes of its file.
+    """
+    with borrowing(lender):
+        if isinstance(task, Training):
+            return train(task)
+        drawn = attempt(task)
+    return drawn if isinstance(drawn, Failure) else drawn[0]
+
+
+def train(task: Training) -> str:
     """Train the model of a cell, or find it trained, and say so; a failure comes again with the cell."""
     torch.set_num_threads(task.site.threads)
-    name = task.cell.method + (f" for {task.cell.nfe} NFE" if trained_per_nfe(task.cell, task.site) else "")
     try:
         card = ready(task.cell, task.site).card
     except (Exception, SystemExit) as error:
         raise_for_disk(error)
-        return f"{name} could not be trained: {sentence(error)}"
+        return f"{task.name} could not be trained: {sentence(error)}"
     work = f"trained on {card['images']:,} images" if card["images"] else f"{card['rows']:,} evaluations"
-    return f"{name}: {work} in {card['seconds']:.0f} s"
-
-
-def train_away(task: Task, lender: Lender) -> str:
-    """`train` with a cache that borrows what it lacks, and hands back what was trained."""
-    with borrowing(lender):
-        return train(task)
+    return f"{task.name}: {work} in {card['seconds']:.0f} s"
 
 
 def draw(task: Task) -> Chunk | Failure:
@@ -68,13 +91,6 @@ def draw(task: Task) -> Chunk | Failure:
     content, chunk = drawn
     write_chunk(task.site.chunk_file(task.cell, task.number), content)
     return chunk
-
-
-def draw_away(task: Task, lender: Lender) -> bytes | Failure:
-    """Draw a chunk with a cache that borrows what it lacks; gives the bytes of its file."""
-    with borrowing(lender):
-        drawn = attempt(task)
-    return drawn if isinstance(drawn, Failure) else drawn[0]
 
 
 def attempt(task: Task) -> tuple[bytes, Chunk] | Failure:
