@@ -11,13 +11,17 @@ diagonal of the Jacobian of z - x0 (eq. 58), s and b the regression of df/dlambd
 60, 61), found by forward-mode derivatives on noised data. g is the polynomial in lambda through its last
 three values; a corrector of the same order repeats the step with the newest among them (Algorithm 2),
 without evaluations of its own. With l = 1 and s = b = 0 it is DPM-Solver++ (appendix A).
+
+A network that is told its time in sines and cosines ripples in lambda, ours with a period of 0.08, and where
+the noise is great its ripple is most of df/dlambda. Knots 0.1 apart would sample s at whatever phase they
+meet; so what stands at a knot is the statistic of data noised over a little more than that period.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.denoiser import Denoiser, rowwise
 from bench.method import Method
 
 PIECES, ROWS = 256, 256  # of the trapezoidal rule over one step; differentiated at once
@@ -36,6 +40,7 @@ class DPMSolverV3(Method):
     corrector: bool = True  # with EDM's network the paper has it up to 6 evaluations only
     lower_order_final: bool = True  # its authors' code's default; Algorithm 2 does not lower it
     knots: int = 120  # where the statistics are taken, even in lambda; the paper takes 120 to 1200
+    spread: float = 0.1  # in lambda, of the data's noise about a knot; the paper has the knot's for all
     points: int = 1024  # noised data at each, where the budget has so many; the paper takes 1024 to 4096
 
     def build(self, base: Denoiser, data, nfe: int) -> nn.Module:
@@ -51,7 +56,7 @@ class DPMSolverV3(Method):
         chosen = torch.randperm(len(data.train), generator=generator)[:points]
         x0 = data.scale(data.train[chosen.sort().values])
         fitted = model if knots == len(model.lam) else Statistics(base, knots - 1).to(model.lam.device)
-        found = [moments(model, lam, x0, generator) for lam in fitted.lam]
+        found = [moments(model, lams, x0, generator) for lams in self.places(fitted.lam, points, generator)]
         mean, covariance, k = (torch.stack(part) for part in zip(*found))
         # f = k z - x0 and, as dz/dlambda = x0 - z, df/dlambda = k' z + k (x0 - z) - dx0/dlambda; k = 1 - l
         rate = torch.gradient(k, spacing=(fitted.lam,), dim=0)[0]
@@ -66,6 +71,13 @@ class DPMSolverV3(Method):
         if fitted is not model:
             for table, values in zip((model.l, model.s, model.b), fitted.at(model.lam)):
                 table.copy_(values)
+
+    def places(self, knots: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """(knots, n) lambdas at which the data of each knot are noised."""
+        inside = torch.rand(len(knots), n, dtype=torch.float64, generator=generator).to(knots.device)
+        low = (knots - self.spread / 2).clamp(min=knots[0])
+        high = (knots + self.spread / 2).clamp(max=knots[-1])
+        return low[:, None] + (high - low)[:, None] * inside
 
     def sample(self, model: nn.Module, x: Tensor, nfe: int) -> Tensor:
         schedule, times = model.base.schedule, model.base.schedule.steps(nfe, self.spacing)
@@ -128,15 +140,17 @@ class Statistics(nn.Module):
         return {name: value.to(x) for name, value in (ends | {"powers": powers}).items()}
 
 
-def moments(model: Statistics, lam: Tensor, x0: Tensor, generator) -> tuple[Tensor, Tensor, Tensor]:
+def moments(model: Statistics, lams: Tensor, x0: Tensor, generator) -> tuple[Tensor, Tensor, Tensor]:
     """Means (3, *shape) and covariances (3, 3, *shape) of x0's prediction, z and the prediction's rate along
-    the flow at lambda; and the mean diagonal (*shape) of its Jacobian in z. Two derivatives a row.
+    the flow, x0 (N, *shape) being noised at lambdas (N,); and the mean diagonal (*shape) of its Jacobian in
+    z. Two derivatives a row.
     """
     predicted = lambda z, lam: model.base.at(z, torch.ones_like(lam), (-lam).exp()).x0
     first, second, diagonal = 0.0, 0.0, 0.0
-    for rows in x0.split(ROWS):
+    for rows, lam in zip(x0.split(ROWS), lams.split(ROWS)):
         probe = (torch.randint(0, 2, rows.shape, generator=generator) * 2 - 1).to(lam.device, rows.dtype)
-        z = (rows + (-lam.cpu()).exp() * torch.randn(rows.shape, generator=generator)).to(lam.device)
+        noise = torch.randn(rows.shape, generator=generator).to(lam.device)
+        z = rows.to(lam.device) + rowwise((-lam).exp(), noise) * noise
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
             out, column = torch.func.jvp(predicted, (z, lam), (probe, torch.zeros_like(lam)))
             rate = torch.func.jvp(predicted, (z, lam), (out - z, torch.ones_like(lam)))[1]
