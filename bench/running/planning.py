@@ -113,7 +113,8 @@ def planned(
                 "protocol": fingerprint,
                 "source": plugin.source,
             }
-            budgets = [nfe for nfe in budgets if nfe // rows >= plugin.least]
+            # the greatest first: the last chunks are then small ones, and workers end together
+            budgets = sorted((nfe for nfe in budgets if nfe // rows >= plugin.least), reverse=True)
             cells += [Cell(**in_common, nfe=nfe, seed=seed) for seed in request.seeds for nfe in budgets]
     if not cells and not without and len(skipped) > len(chosen.skipped):
         raise click.ClickException(f"nothing is left to run: {skipped[-1]}.")
