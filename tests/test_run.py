@@ -316,6 +316,16 @@ def test_cells_that_need_no_training_are_measured_before_anything_is_trained(wor
     assert all(line.startswith(start) for line, start in zip(said, told, strict=True)), said
 
 
+@pytest.mark.parametrize("more", [["--again"], ["--minutes", "0.001"]])
+def test_no_cell_is_measured_twice_where_a_shared_model_is_trained_on_the_way(more, tmp_path):
+    words = ("run", "iddpm", "cld", "ddim", "--data", "mixture2d", "--samples", 80, "--nfe", 6, "--quiet")
+    budget = 20_000 + len(more)  # of which a thousandth of a minute is a part
+    result = bench(*words, "--images", budget, "--metric", "sliced_wasserstein", *more, results=tmp_path)
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [line["method"] for line in lines] == ["real data", "ddim", "iddpm", "cld"]
+
+
 def test_records_carry_what_a_script_needs(tmp_path):
     ran("ddim", "--data", "mixture2d", results=tmp_path)
     records = json.loads(bench("table", "--format", "json", results=tmp_path).output)

@@ -2,6 +2,7 @@
 report.
 """
 
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +45,9 @@ class Request:
     keep: int = 16
     trials: int = 0  # how many settings were tried before these, where they were tuned
     again: bool = False
+    name: str = field(
+        default_factory=lambda: secrets.token_hex(4)
+    )  # of the run, whatever it is asked
 
 
 @dataclass

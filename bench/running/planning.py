@@ -39,10 +39,14 @@ def stages(request: Request, progress: Progress) -> Iterator[Plan]:
     needs = [set(plugin.recipes) for plugin, _ in selected(request.selection, data.kinds).methods]
     others = sorted(set().union(*needs) - {"denoiser"})
     later = [name for name in others if bases.untrained_images(spec_of(name, request), data, seed)]
+    done = set()
     if later and any(names.isdisjoint(later) for names in needs):
-        yield planned(request, progress, without=later)
+        yield (first := planned(request, progress, without=later))
+        done = {cell.key for cell in first.cells}
         progress.note(f"now what needs another shared model beside the base: {', '.join(later)}")
-    yield planned(request, progress)
+    plan = planned(request, progress)
+    plan.todo = [cell for cell in plan.todo if cell.key not in done]
+    yield plan
 
 
 def planned(

@@ -1,7 +1,6 @@
 """Where and how a plan runs: the device, the workers, the form in which networks are evaluated."""
 
 import os
-import secrets
 
 import click
 import torch
@@ -51,8 +50,8 @@ def site_of(request: Request) -> Site:
             f"the results folder {request.results} cannot be written: {error.strerror}."
         ) from None
     files = tuple(path.resolve() for path in request.selection.plugin_files)
-    results, run = request.results.resolve(), secrets.token_hex(4) if request.minutes is not None else ""
-    return Site(results, device, threads, request.micro_batch, files, request.minutes, run)
+    run = request.name if request.minutes is not None else ""
+    return Site(request.results.resolve(), device, threads, request.micro_batch, files, request.minutes, run)
 
 
 def execution_of(plan: Plan) -> Execution:
