@@ -45,9 +45,7 @@ class Request:
     keep: int = 16
     trials: int = 0  # how many settings were tried before these, where they were tuned
     again: bool = False
-    name: str = field(
-        default_factory=lambda: secrets.token_hex(4)
-    )  # of the run, whatever it is asked
+    name: str = field(default_factory=lambda: secrets.token_hex(4))  # of the run, unlike any other's
 
 
 @dataclass
