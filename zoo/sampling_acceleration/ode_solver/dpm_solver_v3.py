@@ -34,6 +34,7 @@ class DPMSolverV3(Method):
 
     paper = "arXiv:2310.13268"
     # No order is claimed: the tables of statistics are estimates, linear between knots.
+    version = 2
 
     p: int = 3
     spacing: str = "lambda"
