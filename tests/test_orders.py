@@ -159,6 +159,16 @@ def test_v3_with_few_images_is_about_as_good_as_without_statistics(images):
     assert error() < 1.5 * without
 
 
+def test_v3_takes_its_statistics_on_fewer_data_than_points_where_there_are_no_more():
+    base, method, data = denoiser("vp"), plugin("dpm_solver_v3")(), load("mixture2d")
+    trained = method.build(base, None, 10)
+    error = lambda: float((method.sample(trained, start("vp"), 10) - truth("vp")).square().mean().sqrt())
+    with torch.no_grad():
+        without = error()
+        method.train(trained, base, SimpleNamespace(train=data.train[:300], scale=data.scale), 121 * 512, 10)
+        assert error() < without
+
+
 class Rippling(nn.Module):
     """A network whose prediction ripples in lambda, as one that is told its time in sines does."""
 

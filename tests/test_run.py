@@ -315,6 +315,14 @@ def test_cells_that_need_no_training_are_measured_before_anything_is_trained(tmp
     assert all(line.startswith(start) for line, start in zip(said, told, strict=True)), said
 
 
+def test_a_stage_without_cells_leaves_no_rows(tmp_path):
+    """Restart needs seven evaluations, and cld's shared model is trained first."""
+    words = ("run", "restart", "cld", "--data", "mixture2d", "--samples", 80, "--nfe", 5, "--quiet")
+    assert bench(*words, "--images", 133, results=tmp_path).exit_code == 0
+    rows = store.read(tmp_path)
+    assert {row["method"] for row in rows} == {"real data", "cld"} and len({r["protocol"] for r in rows}) == 1
+
+
 @pytest.mark.parametrize("more", [["--again"], ["--minutes", "0.001"]])
 def test_no_cell_is_measured_twice_where_a_shared_model_is_trained_on_the_way(more, tmp_path):
     words = ("run", "iddpm", "cld", "ddim", "--data", "mixture2d", "--samples", 80, "--nfe", 6, "--quiet")

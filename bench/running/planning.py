@@ -41,7 +41,9 @@ def stages(request: Request, progress: Progress) -> Iterator[Plan]:
     later = [name for name in others if bases.untrained_images(spec_of(name, request), data, seed)]
     done = set()
     if later and any(names.isdisjoint(later) for names in needs):
-        yield (first := planned(request, progress, without=later))
+        first = planned(request, progress, without=later)
+        if first.cells:  # their budgets may be too small
+            yield first
         done = {cell.key for cell in first.cells}
         progress.note(f"now what needs another shared model beside the base: {', '.join(later)}")
     plan = planned(request, progress)

@@ -57,7 +57,7 @@ class DPMSolverV3(Method):
         chosen = torch.randperm(len(data.train), generator=generator)[:points]
         x0 = data.scale(data.train[chosen.sort().values])
         fitted = model if knots == len(model.lam) else Statistics(base, knots - 1).to(model.lam.device)
-        found = [moments(model, lams, x0, generator) for lams in self.places(fitted.lam, points, generator)]
+        found = [moments(model, lams, x0, generator) for lams in self.places(fitted.lam, len(x0), generator)]
         mean, covariance, k = (torch.stack(part) for part in zip(*found))
         # f = k z - x0 and, as dz/dlambda = x0 - z, df/dlambda = k' z + k (x0 - z) - dx0/dlambda; k = 1 - l
         rate = torch.gradient(k, spacing=(fitted.lam,), dim=0)[0]
