@@ -70,7 +70,7 @@ def measure(small: bool = False) -> list[Record]:
             half,
             "x",
             None,
-            f"{script}without errors in float32{run} in bfloat16",
+            f"{script}without errors{run}; the script in float32, the harness in bfloat16",
             facts,
         ),
     ]

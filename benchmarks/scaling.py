@@ -20,7 +20,6 @@ def seconds(samples: int, methods: int, nfe: int) -> float:
     from bench.progress import Progress
     from bench.running import runner
     from bench.running.plan import Request
-    from bench.running.planning import planned
     from bench.selection import Selection
 
     lines = ("ddim:eta=" + ",".join(f"{k / 10:g}" for k in range(methods)),)
@@ -36,8 +35,7 @@ def seconds(samples: int, methods: int, nfe: int) -> float:
             workers=1,
             keep=0,
         )
-        plan = planned(request, progress)
-        runner.execute(plan, progress)
+        runner.carried_out(request, progress)
         return time.process_time() - began
 
 

@@ -37,8 +37,6 @@ def drawing(n: int, nfe: int, rounds: int) -> Record:
     what = (1, "wall", "digits", n, nfe, "cpu")
     with apart(chunk, 1, *what) as one, apart(chunk, 2, *what) as two:
         took = turns({"one": one, "two": two}, rounds)
-    how = (
-        f"processes that draw {n} images each by DDIM and do nothing else: what two draw in a time over what "
-    )
-    how += f"one does; {rounds} rounds"
+    how = f"processes that draw {n} images each by DDIM and do nothing else: what two draw in a time over "
+    how += f"what one does; {rounds} rounds"
     return Record("two workers, drawing alone", 2 * ratio(took, "one", "two"), "x", None, how, medians(took))

@@ -143,8 +143,8 @@ class Pool:
     def hand_out(self, function: Callable, tasks: Iterator, depth: int) -> bool:
         """Give jobs to whoever has room, least busy first; False where there are no more tasks."""
         while True:
-            open_ = [worker for worker in self.workers if len(worker.jobs) < depth and not worker.alone]
-            worker = min(open_, key=lambda worker: len(worker.jobs), default=None)
+            free = [worker for worker in self.workers if len(worker.jobs) < depth and not worker.alone]
+            worker = min(free, key=lambda worker: len(worker.jobs), default=None)
             hiring = (worker is None or worker.jobs) and len(self.workers) < self.crew.room()
             if not hiring and worker is None:
                 return True

@@ -79,8 +79,6 @@ class Work:
 
     def __init__(self, plan: Plan, progress: Progress, executor: Executor):
         self.plan, self.progress, self.executor = plan, progress, executor
-        self.ready: deque[Cell] = deque()
-        self.untrained: dict[Training, list[Cell]] = {}  # the cells that wait for each
         self.drawn: dict[str, Drawn] = {}
 
     def through(self, cells: Sequence[Cell], wait: bool) -> list[Cell]:
@@ -89,9 +87,9 @@ class Work:
         """
         self.deferred: list[Cell] = []
         self.progress.cells(len(cells))
-        self.ready.extend(cell for cell in cells if cell.images is None)
-        models = by_model(cells, self.plan.site)
-        self.untrained = {Training(waiting[0], self.plan.site): waiting for waiting in models}
+        self.ready = deque(cell for cell in cells if cell.images is None)
+        site = self.plan.site
+        self.untrained = {Training(waiting[0], site): waiting for waiting in by_model(cells, site)}
         function = tasks.work_away if away(self.plan) else tasks.work
         try:
             for task, result in self.executor.map(function, self.tasks(wait), ahead(self.plan)):

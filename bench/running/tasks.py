@@ -79,8 +79,8 @@ def train(task: Training) -> str:
     except (Exception, SystemExit) as error:
         raise_for_disk(error)
         return f"{task.name} could not be trained: {sentence(error)}"
-    work = f"trained on {card['images']:,} images" if card["images"] else f"{card['rows']:,} evaluations"
-    return f"{task.name}: {work} in {card['seconds']:.0f} s"
+    spent = f"trained on {card['images']:,} images" if card["images"] else f"{card['rows']:,} evaluations"
+    return f"{task.name}: {spent} in {card['seconds']:.0f} s"
 
 
 def draw(task: Task) -> Chunk | Failure:

@@ -61,12 +61,11 @@ class Ready:
     )
 
 
-def ready(cell: Cell, site: Site, report=None) -> Ready:
+def ready(cell: Cell, site: Site) -> Ready:
     """The cell's method and model: built, and trained or loaded where the method trains."""
     plugin = registry.find(cell.method, registry.plugins(site.plugin_files))
     method = plugin.make(json.loads(cell.parameters))
     data = load(cell.data).seen_by(method.kinds)
-    how = replace(how_at(site), report=report)
     base = bases_of(plugin, method, cell, site)
     flow = (base["denoiser"] if plugin.recipes[1:] else base) if plugin.from_prior else None
     card = {"sha256": cell.base_id, "images": 0, "seconds": 0.0, "rows": 0}
@@ -81,7 +80,7 @@ def ready(cell: Cell, site: Site, report=None) -> Ready:
         lambda: built(method, base, data, cell.nfe, cell.train_seed),
         lambda model: method.train(model, base, data, cell.images, cell.nfe),
         seed=cell.train_seed,
-        how=how,
+        how=how_at(site),
         label=f"training {cell.method}" + (f" for {cell.nfe} NFE" if facts["nfe"] else ""),
     )
     return Ready(method, model, data, card, flow)
