@@ -148,9 +148,7 @@ def list_methods(category, leaf, style) -> None:
     show_default=True,
     help="Of the networks; part of the protocol.",
 )
-@click.option(
-    "--compile/--no-compile", default=None, help="Compile the networks, or not [on a GPU, where it repays]."
-)
+@click.option("--compile/--no-compile", default=None, help="Compile the networks, or not [where it repays].")
 @click.option("--minutes", type=float, help="Cap on each training's time; it goes on at the next run.")
 @click.option(
     "--plugin",

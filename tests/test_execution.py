@@ -1,6 +1,7 @@
 """How networks are run: precisions, compiling, micro-batches, and what they may not change."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,6 +121,56 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch):
     with pytest.warns(UserWarning, match="cannot be compiled: there is no compiler$"):
         assert torch.equal(run(x), net(x))
     assert torch.equal(run(x), net(x))
+
+
+def test_a_network_is_compiled_for_few_numbers_of_rows_and_runs_as_it_is_for_others(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda net, **_: lambda x: net(x) + 1)
+    net = nn.Linear(3, 3)
+    run = execution.compiled(net, "cpu")
+    for rows, more in ((5, 1), (4, 1), (3, 0), (5, 1)):
+        x = torch.randn(rows, 3)
+        assert torch.equal(run(x), net(x) + more)
+
+
+@pytest.mark.parametrize("rows", [500, 1000])
+def test_a_compiled_network_is_given_parts_of_one_size(monkeypatch, rows):
+    monkeypatch.setattr("bench.diffusion.counting.compiled", lambda net, device: net)
+    net = Counted(Sizes())
+    with torch.no_grad(), counting(net, None, 83, Execution(compiled=True)) as tallies:
+        net(torch.zeros(rows, 1))
+    assert set(net.net.seen) == {50} and tallies["nfe"].rows == rows
+
+
+def test_networks_are_compiled_where_all_of_a_plan_repays_it_however_much_of_it_is_done(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr("bench.running.sites.WORTH_COMPILING", 3 * 40 * 5 * 64)
+    monkeypatch.setattr("bench.running.sites.can_compile", lambda device: True)
+    request = Request(
+        Selection(("ddim",)), base="denoiser@256", samples=40, metrics=("fid",), results=tmp_path
+    )
+    small, large = replace(request, nfe=(5, 10)), replace(request, nfe=(5, 20))
+    assert not planned(small).site.execution.compiled
+    assert planned(large).site.execution.compiled
+    assert not planned(replace(large, compile=False)).site.execution.compiled
+    bench(
+        "run",
+        "ddim",
+        "--base",
+        "denoiser@256",
+        "--samples",
+        "40",
+        "--metric",
+        "fid",
+        "--nfe",
+        "20",
+        "--results",
+        tmp_path,
+    )
+    plan = planned(large)
+    assert len(plan.todo) == 1 and plan.site.execution.compiled
+    monkeypatch.setattr("bench.running.sites.can_compile", lambda device: False)
+    assert not planned(large).site.execution.compiled
 
 
 @pytest.mark.slow

@@ -74,9 +74,10 @@ class Counted(nn.Module):
     """A network whose rows are counted when asked for, before they are split into micro-batches.
 
     `net` is called as net(x, *more) with rows first; tensors among `more` that have a row for each of x's
-    are split with it, into parts of nearly one size. `role` is "nfe", "extra" for networks that run once a
-    sample at either end (decoders, VAE and GAN starts), or "guide" for what steers the model without being
-    part of it (a classifier). The compiled form lies inside the counter.
+    are split with it, into parts of nearly one size, or of one where the network is compiled. `role` is
+    "nfe", "extra" for networks that run once a sample at either end (decoders, VAE and GAN starts), or
+    "guide" for what steers the model without being part of it (a classifier). The compiled form lies inside
+    the counter.
     """
 
     def __init__(self, net: nn.Module, role: str = "nfe"):
@@ -96,7 +97,10 @@ class Counted(nn.Module):
         n, size = len(x), self.micro_batch
         if size is None or n <= size:
             return self.evaluated(x, *more)
-        size = -(-n // -(-n // size))  # as many parts, and no small one left at the end
+        fewest = -(-n // size)
+        even = (count for count in range(fewest, 2 * fewest) if n % count == 0)
+        count = next(even, fewest) if self.execution.compiled else fewest
+        size = -(-n // count)  # no small part is left at the end
         parts = []
         for i in range(0, n, size):
             rows = slice(i, i + size)

@@ -5,6 +5,11 @@ little as another micro-batch does. Whatever is not a network (schedules, steps,
 """
 
 import ctypes
+import logging
+import os
+import shutil
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +25,7 @@ warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarn
 # fp32: IEEE single precision. tf32: the same, but a GPU's matrix products and convolutions read ten bits of
 # mantissa. bf16: autocast, products and convolutions in bfloat16, norms and sums in fp32, weights in fp32.
 PRECISIONS = ("fp32", "tf32", "bf16")
+COMPILED_FOR = 2  # numbers of rows: each costs up to a minute, and what a method asks for may be any
 
 
 @dataclass(frozen=True)
@@ -108,18 +114,41 @@ def placed(model: nn.Module, device: str) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if device.startswith("cuda") else model
 
 
+def can_compile(device: str) -> bool:
+    """Whether there is a compiler: on a CPU torch needs the one of C++ that it would call."""
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    return device != "cpu" or shutil.which(os.environ.get("CXX", usual)) is not None
+
+
+@lru_cache(maxsize=1)
+def keep_to_itself() -> None:
+    """Let torch compile in this process alone, which is one of as many as there are cores, leave no lock
+    behind where it is killed, and say nothing of a CUDA toolkit on a machine without a GPU.
+    """
+    import torch._inductor.config as inductor
+    from tqdm import tqdm
+
+    inductor.compile_threads = 1
+    tqdm.set_lock(threading.RLock())  # torch's progress bars would make one that processes share
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
 def compiled(net: nn.Module, device: str) -> Callable[..., Tensor]:
-    """The network compiled for the shapes it is called with, on a GPU into CUDA graphs; the network itself,
-    and a warning, where it cannot be compiled. No module of `net` is changed, and outputs are the caller's.
+    """The network compiled for the first numbers of rows it is called with, on a GPU into CUDA graphs; the
+    network itself for others, and, with a warning, where it cannot be compiled. No module of `net` is
+    changed, and outputs are the caller's.
 
     For evaluations without derivatives: torch's compiled code has no forward mode and no second derivative.
     """
+    keep_to_itself()
     graph = torch.compile(net, dynamic=False, mode="reduce-overhead" if "cuda" in device else None)
-    sound = True
+    sound, known = True, set()
 
     def run(*inputs) -> Tensor:
         nonlocal sound
-        if sound:
+        if len(known) < COMPILED_FOR:
+            known.add(len(inputs[0]))
+        if sound and len(inputs[0]) in known:
             try:
                 out = graph(*inputs)
                 return out.clone() if out.is_cuda else out  # a graph's next replay writes over its output

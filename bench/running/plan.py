@@ -40,7 +40,7 @@ class Request:
     time_limit: float | None = None  # seconds of drawing that a cell may take
     micro_batch: int | None = None
     precision: str = "fp32"
-    compile: bool | None = None  # None: on a GPU where the work repays it
+    compile: bool | None = None  # None: where the work repays it
     minutes: float | None = None
     keep: int = 16
     trials: int = 0  # how many settings were tried before these, where they were tuned

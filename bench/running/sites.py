@@ -1,19 +1,23 @@
 """Where and how a plan runs: the device, the workers, the form in which networks are evaluated."""
 
 import os
+from collections.abc import Sequence
 
 import click
 import torch
 
 from bench.cache import whole
-from bench.diffusion.execution import Execution, settle, unfit
+from bench.data import Data
+from bench.diffusion.execution import Execution, can_compile, settle, unfit
+from bench.job import Cell
 from bench.models.kept import cores
 from bench.running.executors import Executor, local, over_ray
 from bench.running.plan import Plan, Request
 from bench.running.worker import Site
 
 WORTH_WORKERS = 6_000_000  # evaluations times dimensions: some twenty seconds on one core
-WORTH_COMPILING = 5_000_000_000  # likewise: about a minute of a GPU, as much as compiling takes
+WORTH_COMPILING = 500_000_000  # likewise: half an hour of a core, a fifth of which repays the minute it takes
+WORTH_COMPILING_ON_GPU = 5_000_000_000  # likewise: about a minute, as much as compiling takes
 
 
 def device_of(name: str) -> str:
@@ -56,16 +60,18 @@ def site_of(request: Request) -> Site:
 
 def execution_of(plan: Plan) -> Execution:
     """The form in which a plan's networks are evaluated: the precision asked for, and compiled where that was
-    asked for or, on a GPU, where the work repays it. On a CPU it rarely does.
+    asked for or all of the plan's work repays it, be it done already or not: a run that was stopped goes on
+    as it began.
     """
-    request = plan.request
-    repays = plan.site.device != "cpu" and work_of(plan) > WORTH_COMPILING
+    request, device = plan.request, plan.site.device
+    enough = WORTH_COMPILING if device == "cpu" else WORTH_COMPILING_ON_GPU
+    repays = work_of(plan.cells, plan.data) > enough and can_compile(device)
     return Execution(request.precision, repays if request.compile is None else request.compile)
 
 
-def work_of(plan: Plan) -> int:
-    """What is left to draw, in evaluations times dimensions."""
-    return sum(cell.nfe * cell.samples for cell in plan.todo) * plan.data.dim
+def work_of(cells: Sequence[Cell], data: Data) -> int:
+    """What it takes to draw them, in evaluations times dimensions."""
+    return sum(cell.nfe * cell.samples for cell in cells) * data.dim
 
 
 def workers(plan: Plan) -> int:
@@ -77,9 +83,10 @@ def workers(plan: Plan) -> int:
     """
     if plan.request.workers:
         return plan.request.workers
+    left = work_of(plan.todo, plan.data)
     if plan.site.device == "cuda":
-        return torch.cuda.device_count() if work_of(plan) > WORTH_COMPILING else 1
-    several = plan.site.device == "cpu" and plan.site.threads == 1 and work_of(plan) > WORTH_WORKERS
+        return torch.cuda.device_count() if left > WORTH_COMPILING_ON_GPU else 1
+    several = plan.site.device == "cpu" and plan.site.threads == 1 and left > WORTH_WORKERS
     return cores() if several else 1
 
 
