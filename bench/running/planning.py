@@ -2,6 +2,7 @@
 answer yet.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from bench.registry import Plugin
 from bench.running.plan import Plan, Request
 from bench.running.sites import execution_of, site_of
 from bench.running.worker import Site, trained_per_nfe
-from bench.selection import selected
+from bench.selection import Chosen, selected
 
 SAMPLES = 2000
 CHUNK = 500
@@ -62,7 +63,16 @@ def planned(
     data = load(request.data)
     site = site_of(request)
     chosen = selected(request.selection, data.kinds)
-    methods = [(plugin, given) for plugin, given in chosen.methods if not set(without) & set(plugin.recipes)]
+    budgets = {plugin.name: budgets_of(plugin, request, chosen) for plugin, _ in chosen.methods}
+    needs = {plugin.name: plugin.least * rows_of(plugin, request) for plugin, _ in chosen.methods}
+    too_small = [f"{name} takes {needs[name]} evaluations or more" for name in budgets if not budgets[name]]
+    if len(too_small) == len(budgets):
+        raise click.ClickException(f"nothing is left to run: {too_small[0]}.")
+    methods = [
+        (plugin, given)
+        for plugin, given in chosen.methods
+        if budgets[plugin.name] and not set(without) & set(plugin.recipes)
+    ]
     samples = request.samples or SAMPLES
     if samples < 2 * BLOCKS:
         raise click.BadParameter(
@@ -85,10 +95,9 @@ def planned(
     how = How(site.device, report, request.minutes, request.threads, run=site.run)
     ids = base_ids(request, data, methods, how, train)
     asked = specs.parsed(request.base)
-    cells, skipped = [], list(chosen.skipped)
+    cells, skipped = [], [*chosen.skipped, *too_small]
     for plugin, given in methods:
         parameters = parameters_of(plugin, given)
-        rows = asked.rows if "denoiser" in plugin.recipes else 1
         for ask in metrics:
             if ask not in plugin.abilities or (ask == "sample" and plugin.name in chosen.only_nll):
                 continue
@@ -103,7 +112,6 @@ def planned(
             fingerprint = protocol.fingerprint(facts)
             if train:
                 store.record_protocol(site.results, fingerprint, facts)
-            budgets = (max(request.nfe),) if plugin.name in chosen.only_nll else request.nfe
             in_common = {
                 "method": plugin.name,
                 "version": plugin.version,
@@ -119,9 +127,8 @@ def planned(
                 "protocol": fingerprint,
                 "source": plugin.source,
             }
-            # the greatest first: the last chunks are then small ones, and workers end together
-            budgets = sorted((nfe for nfe in budgets if nfe // rows >= plugin.least), reverse=True)
-            cells += [Cell(**in_common, nfe=nfe, seed=seed) for seed in request.seeds for nfe in budgets]
+            asked_at = itertools.product(request.seeds, budgets[plugin.name])
+            cells += [Cell(**in_common, nfe=nfe, seed=seed) for seed, nfe in asked_at]
     if not cells and not without and len(skipped) > len(chosen.skipped):
         raise click.ClickException(f"nothing is left to run: {skipped[-1]}.")
     plan = Plan(request, data, site, cells, metrics, extractor, reference, skipped, chosen.baselines)
@@ -130,6 +137,20 @@ def planned(
     plan.todo = [cell for cell in cells if not (done and answered(cell))]
     plan.site = replace(site, execution=execution_of(plan))
     return plan
+
+
+def rows_of(plugin: Plugin, request: Request) -> int:
+    """The rows that each evaluation of a method takes: two of a base that is guided by itself."""
+    return specs.parsed(request.base).rows if "denoiser" in plugin.recipes else 1
+
+
+def budgets_of(plugin: Plugin, request: Request, chosen: Chosen) -> list[int]:
+    """The budgets that are enough for a method, the greatest first: the last chunks are then small ones, and
+    workers end together.
+    """
+    asked = (max(request.nfe),) if plugin.name in chosen.only_nll else request.nfe
+    rows = rows_of(plugin, request)
+    return sorted((nfe for nfe in asked if nfe // rows >= plugin.least), reverse=True)
 
 
 def base_ids(request: Request, data: Data, methods: list, how: How, train: bool) -> dict[str, str]:
