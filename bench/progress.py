@@ -3,12 +3,26 @@ that tables can be piped.
 """
 
 import time
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 EVERY = 20.0  # seconds between lines where there is no terminal
+
+
+@dataclass
+class Course:
+    """Of a training: when it was first heard of, and at how many images."""
+
+    began: float
+    first: int
+
+    def left(self, now: float, seen: int, total: int) -> str:
+        """How long it will take from here, once that can be told."""
+        took, done = now - self.began, seen - self.first
+        return f", about {took * (total - seen) / done:.0f} s left" if took > 5 and done else ""
 
 
 class Progress:
@@ -27,8 +41,8 @@ class Progress:
             disable=not self.console.is_terminal,
         )
         self.tasks: dict[str, int] = {}
-        self.said = 0.0
-        self.began = time.monotonic()
+        self.courses: dict[str, Course] = {}
+        self.said: dict[str, float] = {}  # when a line was last said of a training
         self.left = 0
 
     def __enter__(self) -> "Progress":
@@ -43,30 +57,36 @@ class Progress:
 
     def report(self, label: str, seen: int, total: int, loss: float) -> None:
         """A training's progress; `training.Report`."""
-        if label not in self.tasks:
-            self.tasks[label] = self.bars.add_task(label, total=total, more="")
-            self.began = time.monotonic()
-        self.bars.update(self.tasks[label], completed=seen, more=f"loss {loss:.4f}")
         now = time.monotonic()
-        if not self.console.is_terminal and (now - self.said > EVERY or seen >= total):
-            took = now - self.began
-            left = f", about {took * (total - seen) / seen:.0f} s left" if took > 5 else ""
+        course = self.courses.setdefault(label, Course(now, seen))
+        if label not in self.tasks:
+            self.tasks[label] = self.bars.add_task(label, more="")
+        self.bars.update(self.tasks[label], total=total, completed=seen, more=f"loss {loss:.4f}")
+        due = now - self.said.get(label, float("-inf")) > EVERY
+        due = due or (seen >= total and now - course.began > EVERY)  # and not at the end of every short part
+        if due and not self.console.is_terminal:
+            left = course.left(now, seen, total)
             self.note(f"{label}: {seen:,} of {total:,} images, loss {loss:.4f}{left}")
-            self.said = now
+            self.said[label] = now
         if seen >= total:
+            self.over(label)
+
+    def over(self, label: str) -> None:
+        """No more is heard of a training, or of one of its parts."""
+        self.courses.pop(label, None)
+        if label in self.tasks:
             self.bars.remove_task(self.tasks.pop(label))
 
     def training(self, name: str, images: int) -> None:
-        """A training that somebody else does, and of which nothing is heard before its end."""
-        label = f"training {name} on up to {images:,} images"
+        """A training that somebody else begins."""
+        label = f"training {name}"
         if self.console.is_terminal:
-            self.tasks[name] = self.bars.add_task(label, total=None, more="")
+            self.tasks[label] = self.bars.add_task(label, total=None, more="")
         else:
-            self.note(label)
+            self.note(f"{label} on up to {images:,} images")
 
     def trained(self, name: str, said: str) -> None:
-        if name in self.tasks:
-            self.bars.remove_task(self.tasks.pop(name))
+        self.over(f"training {name}")
         self.note(said)
 
     def cells(self, count: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from bench.running.crews import Died
+from bench.running.crews import HEARD, Died
 from bench.running.executors import Here, Lost, Pool, local, mapped
 
 
@@ -55,6 +55,21 @@ def first_time(chore: Chore) -> bool:
 def results(executor, chores) -> dict:
     with closing(executor):
         return {chore.number: result for chore, result in executor.map(doubled, chores, ahead=1)}
+
+
+def doubled_aloud(chore: Chore) -> int:
+    HEARD.get()("begun", chore.number)
+    return doubled(chore)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_told_of_a_task_is_heard_before_its_result(workers):
+    heard = []
+    hear = lambda *words: heard.append(words)
+    with closing(local(workers)) as executor:
+        for chore, _ in executor.map(doubled_aloud, map(Chore, range(4)), ahead=1, hear=hear):
+            assert (chore, "begun", chore.number) in heard
+    assert len(heard) == 4
 
 
 def test_every_task_has_its_result_here_and_in_processes():

@@ -204,6 +204,7 @@ def test_a_strangers_network_is_a_base(tmp_path):
         (["ddim:schedule=cubic"], "not defined under 'cubic'"),
         (["ddim", "--nfe", "0"], "0 is too small; 1 is the least"),
         (["ddim", "--nfe", "-5"], "too small|not a whole number"),
+        (["restart", "--nfe", "2,3"], "nothing is left to run: restart takes 7 evaluations or more"),
         (["ddim", "--nfe", "ten"], "'ten' is not a whole number"),
         (["ddim", "--data", "digit"], "did you mean digits"),
         (["--category", "sampling"], "unknown category"),
@@ -311,7 +312,8 @@ def test_cells_that_need_no_training_are_measured_before_anything_is_trained(tmp
     assert result.exit_code == 0, result.output
     assert [row["method"] for row in store.read(tmp_path)] == ["real data", "ddim", "iddpm", "cld"]
     said = [line for line in result.stderr.splitlines() if ":" in line]
-    told = ["ddim, 6 NFE", "iddpm: trained on", "iddpm, 6 NFE", "now what needs another", "cld, 6 NFE"]
+    told = ["ddim, 6 NFE", "training iddpm: 256 of 256", "iddpm: trained on", "iddpm, 6 NFE"]
+    told += ["now what needs another", "cld, 6 NFE"]
     assert all(line.startswith(start) for line, start in zip(said, told, strict=True)), said
 
 

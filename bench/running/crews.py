@@ -8,8 +8,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from signal import SIG_BLOCK, SIG_IGN, SIG_SETMASK, SIGINT, Signals, pthread_sigmask, signal
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -21,14 +23,34 @@ from bench.cache import Shelf, cache_dir
 UP = "up"  # what a worker says before it works
 IMPORTED = ["bench.running.tasks", "diffusers.models.unets.unet_2d"]  # before workers are forked
 LOOK = 2.0  # seconds between two looks at the nodes of a cluster
+HEARD: ContextVar[Callable[..., None] | None] = ContextVar("who hears of a task before its end", default=None)
 
 
 class Died(Exception):
     """A worker is no more; the message says how it ended."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a worker says of its task before that is done."""
+
+    words: tuple
+
+
+@contextmanager
+def heard_by(hear: Callable[..., None] | None) -> Iterator[None]:
+    """Let `hear` hear what is told of a task inside the block."""
+    token = HEARD.set(hear)
+    try:
+        yield
+    finally:
+        HEARD.reset(token)
+
+
 class Hand(Protocol):
-    """One worker. An answer is UP, or whether a function came to its end, and what it gave or raised."""
+    """One worker. An answer is UP, what is Told, or whether a function came to its end, and what it gave
+    or raised.
+    """
 
     def send(self, function: Callable, task: object) -> None: ...
 
@@ -162,7 +184,8 @@ def serve(pipe: Any, _: Callable, environment: dict[str, str]) -> None:
             function, task = pipe.recv()
         except EOFError:
             return
-        answer = answered(function, task)
+        with heard_by(lambda *words: pipe.send(Told(words))):
+            answer = answered(function, task)
         try:
             pipe.send(answer)
         except (TypeError, AttributeError, ValueError) as error:  # it cannot be pickled

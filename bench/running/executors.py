@@ -3,7 +3,8 @@ any order; a worker that dies or takes too long costs its task at most, never th
 
 Tasks come from an iterator, which is asked for the next one when somebody is free for it. It may give None:
 nothing can be begun before another result is there. A task's attribute `seconds`, if it has one that is not
-None, is what it may take; where `alone` is true, no other waits at its worker.
+None, is what it may take; where `alone` is true, no other waits at its worker. What functions tell of a task
+before its end, by `crews.HEARD`, a caller's `hear` is called with, after the task.
 """
 
 import atexit
@@ -12,13 +13,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 import click
 
-from bench.running.crews import UP, Actors, Crew, Died, Hand, Processes
+from bench.running.crews import UP, Actors, Crew, Died, Hand, Processes, Told, heard_by
 
 T, R = TypeVar("T"), TypeVar("R")
+Hear = Callable[..., None]
 END = object()
 DEATHS = 2  # of workers on one task, after which it is given up
 STILLBORN = 4  # workers in a row that die before they are up, after which the run is
@@ -36,7 +39,7 @@ class Executor(Protocol):
     """Who does the work; `ahead` tasks wait at each worker. Raises what the function raises."""
 
     def map(
-        self, function: Callable[[T], R], tasks: Iterable[T | None], ahead: int = 0
+        self, function: Callable[[T], R], tasks: Iterable[T | None], ahead: int = 0, hear: Hear | None = None
     ) -> Iterator[tuple[T, R | Lost]]: ...
 
     def close(self) -> None: ...
@@ -46,11 +49,13 @@ class Here:
     """One task after the other in this process, which no limit and no death can be kept from."""
 
     def map(
-        self, function: Callable[[T], R], tasks: Iterable[T | None], ahead: int = 0
+        self, function: Callable[[T], R], tasks: Iterable[T | None], ahead: int = 0, hear: Hear | None = None
     ) -> Iterator[tuple[T, R]]:
         for task in tasks:
             if task is not None:
-                yield task, function(task)
+                with heard_by(hear and partial(hear, task)):
+                    result = function(task)
+                yield task, result
 
     def close(self) -> None:
         pass
@@ -119,14 +124,15 @@ class Pool:
         self.crew, self.deaths = crew, deaths
         self.workers: list[Worker] = []
         self.again: deque[Job] = deque()  # jobs whose workers died of something else
+        self.hear: Hear | None = None
         self.stillborn = 0
         atexit.register(self.close)
 
     def map(
-        self, function: Callable[[T], R], tasks: Iterable[T | None], ahead: int = 0
+        self, function: Callable[[T], R], tasks: Iterable[T | None], ahead: int = 0, hear: Hear | None = None
     ) -> Iterator[tuple[T, R | Lost]]:
         """Every task with its result or why it is lost."""
-        tasks = iter(tasks)
+        tasks, self.hear = iter(tasks), hear
         while True:
             more = self.hand_out(function, tasks, 1 + ahead)
             busy = [worker for worker in self.workers if worker.jobs]
@@ -187,6 +193,10 @@ class Pool:
             yield from self.bury(worker, str(death))
             return
         for answer in answers:
+            if isinstance(answer, Told):
+                if self.hear:
+                    self.hear(worker.jobs[0].task, *answer.words)
+                continue
             worker.began = time.monotonic()
             if answer == UP:
                 self.stillborn = 0

@@ -92,7 +92,8 @@ class Work:
         self.untrained = {Training(waiting[0], site): waiting for waiting in by_model(cells, site)}
         function = tasks.work_away if away(self.plan) else tasks.work
         try:
-            for task, result in self.executor.map(function, self.tasks(wait), ahead(self.plan)):
+            hear = lambda training, *words: self.progress.report(*words)
+            for task, result in self.executor.map(function, self.tasks(wait), ahead(self.plan), hear):
                 if isinstance(task, Training):
                     self.trained(task, result)
                 else:

@@ -15,6 +15,7 @@ from bench.job import Cell, Chunk, Readied
 from bench.running import exactness
 from bench.running.calibration import calibrate
 from bench.running.chunks import packed, write_chunk
+from bench.running.crews import HEARD
 from bench.running.worker import Ready, Site, ask, device_name, ready, start_of, trained_per_nfe, uncounted
 
 COST = ("images", "seconds", "rows", "capped")  # what a row says of its model's card
@@ -72,10 +73,12 @@ def work_away(task: Task | Training, lender: Lender) -> bytes | Failure | str:
 
 
 def train(task: Training) -> str:
-    """Train the model of a cell, or find it trained, and say so; a failure comes again with the cell."""
+    """Train the model of a cell, or find it trained, and say so; a failure comes again with the cell. Whoever
+    hears is told of its progress.
+    """
     torch.set_num_threads(task.site.threads)
     try:
-        card = ready(task.cell, task.site).card
+        card = ready(task.cell, task.site, HEARD.get()).card
     except (Exception, SystemExit) as error:
         raise_for_disk(error)
         return f"{task.name} could not be trained: {sentence(error)}"

@@ -21,7 +21,7 @@ from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.execution import PLAIN, Execution, arithmetic, keep_memory, placed
 from bench.diffusion.guidance import drawn, labelled, told
 from bench.diffusion.schedule import SCHEDULES
-from bench.diffusion.training import seeded
+from bench.diffusion.training import Report, seeded
 from bench.job import Cell, Chunk
 from bench.method import OWN, Method
 from bench.models import bases, specs
@@ -61,8 +61,10 @@ class Ready:
     )
 
 
-def ready(cell: Cell, site: Site) -> Ready:
-    """The cell's method and model: built, and trained or loaded where the method trains."""
+def ready(cell: Cell, site: Site, report: Report | None = None) -> Ready:
+    """The cell's method and model: built, and trained or loaded where the method trains; `report` is told of
+    the training.
+    """
     plugin = registry.find(cell.method, registry.plugins(site.plugin_files))
     method = plugin.make(json.loads(cell.parameters))
     data = load(cell.data).seen_by(method.kinds)
@@ -80,7 +82,7 @@ def ready(cell: Cell, site: Site) -> Ready:
         lambda: built(method, base, data, cell.nfe, cell.train_seed),
         lambda model: method.train(model, base, data, cell.images, cell.nfe),
         seed=cell.train_seed,
-        how=how_at(site),
+        how=how_at(site, report),
         label=f"training {cell.method}" + (f" for {cell.nfe} NFE" if facts["nfe"] else ""),
     )
     return Ready(method, model, data, card, flow)
@@ -111,9 +113,9 @@ def bases_of(plugin: registry.Plugin, method: Method, cell: Cell, site: Site) ->
     return nn.ModuleDict(models) if len(models) > 1 else next(iter(models.values()), None)
 
 
-def how_at(site: Site) -> bases.How:
+def how_at(site: Site, report: Report | None = None) -> bases.How:
     """How models are trained and loaded there."""
-    return bases.How(site.device, None, site.minutes, site.threads, run=site.run)
+    return bases.How(site.device, report, site.minutes, site.threads, run=site.run)
 
 
 def seen_by(method: Method, base: Denoiser) -> Denoiser:
