@@ -60,20 +60,37 @@ def paired_difference(a: Estimate, b: Estimate) -> Difference:
     Without an error (fewer than two replicates, or NaN) p is NaN; equal replicates give 0 or 1.
     Raises ValueError if the two have different numbers of blocks.
     """
-    (value_a, r_a), (value_b, r_b) = a, b
-    if len(r_a) != len(r_b):
-        raise ValueError(
-            f"Replicates pair only block by block: one side has {len(r_a)} and the other {len(r_b)}; "
-            "measure both with the same number of blocks."
-        )
-    difference = value_a - value_b
-    error = stderr(np.subtract(r_a, r_b))
-    if math.isnan(difference) or math.isnan(error):
-        return Difference(difference, error, math.nan)
-    if error <= 1e-12 * max(abs(value_a), abs(value_b)):  # rounding, not spread
-        alike = abs(difference) <= 1e-9 * max(abs(value_a), abs(value_b))
-        return Difference(difference, error, 1.0 if alike else 0.0)
-    return Difference(difference, error, float(2 * stdtr(len(r_a) - 1, -abs(difference) / error)))
+    (difference,) = paired_differences([a], b)
+    return difference
+
+
+def paired_differences(several: Sequence[Estimate], b: Estimate) -> list[Difference]:
+    """`paired_difference` of each of several and b."""
+    value_b, r_b = b
+    for _, r_a in several:
+        if len(r_a) != len(r_b):
+            raise ValueError(
+                f"Replicates pair only block by block: one side has {len(r_a)} and the other {len(r_b)}; "
+                "measure both with the same number of blocks."
+            )
+    if not several:
+        return []
+    blocks = len(r_b)
+    values = np.array([value for value, _ in several], dtype=float)
+    differences = values - value_b
+    if blocks < 2:
+        return [Difference(float(difference), math.nan, math.nan) for difference in differences]
+    spread = np.array([r_a for _, r_a in several], dtype=float) - np.asarray(r_b, dtype=float)
+    spread -= spread.mean(1, keepdims=True)
+    errors = np.sqrt((blocks - 1) / blocks * np.square(spread).sum(1))
+    greater = np.maximum(abs(values), abs(value_b))
+    rounding = errors <= 1e-12 * greater  # and not spread
+    alike = abs(differences) <= 1e-9 * greater
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * stdtr(blocks - 1, -abs(differences) / errors)
+    p = np.where(rounding, alike.astype(float), p)
+    p[np.isnan(differences)] = math.nan
+    return [Difference(*map(float, facts)) for facts in zip(differences, errors, p)]
 
 
 def holm(p: Mapping[str, float], level: float = 0.05) -> set[str]:
@@ -96,5 +113,7 @@ def ties(column: Mapping[str, Estimate], better: str, level: float = 0.05) -> se
     if not values:
         return set()
     best = {"lower": min, "higher": max}[better](values, key=values.__getitem__)
-    p = {name: paired_difference(column[name], column[best]).p for name in values if name != best}
+    others = [name for name in values if name != best]
+    differences = paired_differences([column[name] for name in others], column[best])
+    p = {name: difference.p for name, difference in zip(others, differences)}
     return values.keys() - holm(p, level)

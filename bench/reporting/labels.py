@@ -1,11 +1,10 @@
 """What the lines of tables and figures are called, and what tells one line from another."""
 
-import json
 from collections.abc import Sequence
 
-from bench.registry import Plugin
+import orjson
 
-as_text = json.JSONEncoder(sort_keys=True).encode
+from bench.registry import Plugin
 
 
 def identity(row: dict) -> tuple:
@@ -14,7 +13,7 @@ def identity(row: dict) -> tuple:
     return (
         row["method"],
         row["version"],
-        as_text(parameters),
+        orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS),
         row["base_id"],
         row["images"],
         row["ask"] == "bound",  # which some methods have beside a likelihood, at the same budgets
@@ -25,15 +24,13 @@ def labels_of(rows: Sequence[dict], known: dict[str, Plugin]) -> list[str]:
     """A readable name for each row's line: the title, the parameters that are not its defaults, and the base
     where there are several.
     """
-    lines: dict[str, tuple] = {}  # by cell, whose rows are of one line
-    for row in rows:
-        if row["key"] not in lines:
-            lines[row["key"]] = identity(row)
+    last = {row["key"]: row for row in rows}  # by cell, whose rows are of one line
+    lines = {key: identity(row) for key, row in last.items()}
     labels: dict[tuple, str] = {}
     bases: dict[str, set[str]] = {}  # by method, so that a base is named only where one method has several
-    for row in rows:
+    for row in last.values():
         bases.setdefault(row["method"], set()).add(row["base_id"])
-    for line, row in {lines[row["key"]]: row for row in rows}.items():
+    for line, row in {lines[key]: row for key, row in last.items()}.items():
         plugin = known.get(row["method"])
         inside = changed(row["parameters"], plugin) if plugin else []
         if len(bases[row["method"]]) > 1:
@@ -48,7 +45,8 @@ def labels_of(rows: Sequence[dict], known: dict[str, Plugin]) -> list[str]:
             inside.append(f"version {row['version']}")
         text = (plugin.title if plugin else row["method"]) + (f" ({', '.join(inside)})" if inside else "")
         labels[line] = f"{text} [{row['method']}]" if text in labels.values() else text
-    return [labels[lines[row["key"]]] for row in rows]
+    named = {key: labels[line] for key, line in lines.items()}
+    return [named[row["key"]] for row in rows]
 
 
 def changed(parameters: dict, plugin: Plugin) -> list[str]:

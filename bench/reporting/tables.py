@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+import numpy as np
 
 from bench import registry, store
 from bench.metrics.names import METRICS, parse
@@ -221,10 +222,10 @@ def refuse_mixed(rows: Sequence[dict], folder: Path) -> None:
 def merged(rows: Sequence[dict]) -> Entry:
     """The mean over seeds; a replicate of the mean is the mean of the seeds' replicates."""
     n = len(rows)
-    columns = zip(*(row["replicates"] for row in rows), strict=True)
+    replicates = np.array([row["replicates"] for row in rows])
     return Entry(
         value=sum(row["value"] for row in rows) / n,
-        replicates=tuple(total / n for total in map(sum, columns)),
+        replicates=tuple((replicates.sum(0) / n).tolist()),
         nfe=sum(row["nfe"] or 0.0 for row in rows) / n,
         nfe_max=max(row["nfe_max"] or 0.0 for row in rows),
         samples=rows[0]["samples"],
