@@ -4,8 +4,8 @@ same with diffusers' schedulers and torch-fidelity (`with_diffusers.py`), which 
 Both are whole processes with the same network, the same 2,000 samples and NFE, FID and the Inception score by
 the same extractor. The harness always gives their errors, and the bound is on the script that gives them too:
 the same table. Without them it does less, and what is left of its time is the network's arithmetic, which
-runs at the processor's speed in both; the harness draws once more in bfloat16, which users of a processor
-that knows it may choose. The network saw 256 images: how good it is does not matter to its speed.
+runs at the processor's speed in both. The network saw 256 images: how good it is does not matter to its
+speed.
 """
 
 import tempfile
@@ -31,10 +31,9 @@ def measure(small: bool = False) -> list[Record]:
         cache = Path(place) / "cache"
         prepared(cache)
 
-        def ours(*more: str) -> None:
+        def ours() -> None:
             with tempfile.TemporaryDirectory() as runs:
-                words = ("run", *METHODS, *WHAT, *size, "--workers", "2", *more)
-                bench(*words, "--results", runs, cache=cache)
+                bench("run", *METHODS, *WHAT, *size, "--workers", "2", "--results", runs, cache=cache)
 
         def theirs(*more: str) -> None:
             words = ("-m", "benchmarks.with_diffusers", *size, "--base", BASE, *more)
@@ -42,7 +41,6 @@ def measure(small: bool = False) -> list[Record]:
 
         contenders = {
             "harness": timed(ours),
-            "harness in bf16": timed(lambda: ours("--precision", "bf16")),
             "values alone": timed(theirs),
             "values and errors": timed(lambda: theirs("--errors")),
         }
@@ -55,7 +53,6 @@ def measure(small: bool = False) -> list[Record]:
     facts = medians(took)
     same = ratio(took, "values and errors", "harness")
     less = ratio(took, "values alone", "harness")
-    half = ratio(took, "values alone", "harness in bf16")
     return [
         Record(
             "whole table on digits, values and errors",
@@ -66,12 +63,4 @@ def measure(small: bool = False) -> list[Record]:
             facts,
         ),
         Record("whole table on digits, values alone", less, "x", None, f"{script}without errors{run}", facts),
-        Record(
-            "whole table on digits, values alone, against bf16",
-            half,
-            "x",
-            None,
-            f"{script}without errors{run}; the script in float32, the harness in bfloat16",
-            facts,
-        ),
     ]

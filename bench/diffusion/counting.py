@@ -97,10 +97,7 @@ class Counted(nn.Module):
         n, size = len(x), self.micro_batch
         if size is None or n <= size:
             return self.evaluated(x, *more)
-        fewest = -(-n // size)
-        even = (count for count in range(fewest, 2 * fewest) if n % count == 0)
-        count = next(even, fewest) if self.execution.compiled else fewest
-        size = -(-n // count)  # no small part is left at the end
+        size = part_of(n, size, self.execution.compiled)
         parts = []
         for i in range(0, n, size):
             rows = slice(i, i + size)
@@ -123,6 +120,15 @@ class Counted(nn.Module):
         copy.micro_batch, copy.execution = self.micro_batch, self.execution
         copy.train(self.training)
         return copy
+
+
+def part_of(n: int, most: int, alike: bool) -> int:
+    """The rows of each part of n, at most so many, and no small part at the end; `alike` where they are to be
+    of one size, which can take up to twice as many parts.
+    """
+    fewest = -(-n // most)
+    counts = (count for count in range(fewest, 2 * fewest) if n % count == 0)
+    return -(-n // (next(counts, fewest) if alike else fewest))
 
 
 def has_rows(m: object, n: int) -> bool:
