@@ -187,3 +187,9 @@ def test_a_bound_and_a_likelihood_of_one_method_have_lines_of_their_own():
     (found,) = tables(rows)
     assert {label.endswith("(bound)") for label in found.labels} == {True, False}
     assert {entry.value for entry in found.entries.values()} == {1.0, 1.5}
+
+
+def test_parameters_that_only_pythons_json_knows_have_their_lines():
+    odd = ('{"eta": 9999999999999999999999}', '{"eta": "\\ud800"}', '{"eta": NaN}')
+    rows = [row(parameters=json.loads(text)) for text in odd]
+    assert len(only(rows).labels) == len(odd)

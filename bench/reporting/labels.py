@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import orjson
-
 from bench.registry import Plugin
 
 
@@ -13,7 +11,7 @@ def identity(row: dict) -> tuple:
     return (
         row["method"],
         row["version"],
-        orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS),
+        repr(sorted(parameters.items())),
         row["base_id"],
         row["images"],
         row["ask"] == "bound",  # which some methods have beside a likelihood, at the same budgets
