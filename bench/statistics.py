@@ -24,10 +24,16 @@ class Difference(NamedTuple):
 
 def stderr(replicates: Sequence[float]) -> float:
     """The jackknife's standard error, sqrt((B - 1) / B sum_b (r_b - mean)^2); NaN of fewer than two."""
-    r = np.asarray(replicates, dtype=float)
-    if len(r) < 2:
-        return math.nan
-    return math.sqrt((len(r) - 1) / len(r) * np.square(r - r.mean()).sum())
+    return float(stderrs(np.asarray(replicates, dtype=float)))
+
+
+def stderrs(replicates: np.ndarray) -> np.ndarray:
+    """`stderr` of (..., B) replicates: (...)."""
+    blocks = replicates.shape[-1]
+    if blocks < 2:
+        return np.full(replicates.shape[:-1], math.nan)
+    spread = replicates - replicates.mean(-1, keepdims=True)
+    return np.sqrt((blocks - 1) / blocks * np.square(spread).sum(-1))
 
 
 def interval(value: float, replicates: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -75,19 +81,14 @@ def paired_differences(several: Sequence[Estimate], b: Estimate) -> list[Differe
             )
     if not several:
         return []
-    blocks = len(r_b)
     values = np.array([value for value, _ in several], dtype=float)
     differences = values - value_b
-    if blocks < 2:
-        return [Difference(float(difference), math.nan, math.nan) for difference in differences]
-    spread = np.array([r_a for _, r_a in several], dtype=float) - np.asarray(r_b, dtype=float)
-    spread -= spread.mean(1, keepdims=True)
-    errors = np.sqrt((blocks - 1) / blocks * np.square(spread).sum(1))
+    errors = stderrs(np.array([r_a for _, r_a in several], dtype=float) - np.asarray(r_b, dtype=float))
     greater = np.maximum(abs(values), abs(value_b))
     rounding = errors <= 1e-12 * greater  # and not spread
     alike = abs(differences) <= 1e-9 * greater
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * stdtr(blocks - 1, -abs(differences) / errors)
+        p = 2 * stdtr(len(r_b) - 1, -abs(differences) / errors)
     p = np.where(rounding, alike.astype(float), p)
     p[np.isnan(differences)] = math.nan
     return [Difference(*map(float, facts)) for facts in zip(differences, errors, p)]
