@@ -140,7 +140,8 @@ def compiled(net: nn.Module, device: str) -> Callable[..., Tensor]:
 
     For evaluations without derivatives: torch's compiled code has no forward mode and no second derivative.
     """
-    keep_to_itself()
+    if device == "cpu":
+        keep_to_itself()
     graph = torch.compile(net, dynamic=False, mode="reduce-overhead" if "cuda" in device else None)
     sound, known = True, set()
 
