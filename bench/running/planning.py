@@ -42,9 +42,7 @@ def stages(request: Request, progress: Progress) -> Iterator[Plan]:
     later = [name for name in others if bases.untrained_images(spec_of(name, request), data, seed)]
     done = set()
     if later and any(names.isdisjoint(later) for names in needs):
-        first = planned(request, progress, without=later)
-        if first.cells:  # their budgets may be too small
-            yield first
+        yield (first := planned(request, progress, without=later))
         done = {cell.key for cell in first.cells}
         progress.note(f"now what needs another shared model beside the base: {', '.join(later)}")
     plan = planned(request, progress)

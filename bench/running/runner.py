@@ -49,7 +49,8 @@ def execute(plan: Plan, progress: Progress) -> None:
     """Run what is left to do and append its rows; failures become rows that say why. Cells that another run
     holds are left to it.
     """
-    floor(plan)
+    if plan.cells:  # else there is no protocol that the floor would be of
+        floor(plan)
     if not plan.todo:
         return
     with closing(executor_of(plan)) as executor:
