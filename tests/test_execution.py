@@ -153,20 +153,8 @@ def test_networks_are_compiled_where_all_of_a_plan_repays_it_however_much_of_it_
     assert not planned(small).site.execution.compiled
     assert planned(large).site.execution.compiled
     assert not planned(replace(large, compile=False)).site.execution.compiled
-    bench(
-        "run",
-        "ddim",
-        "--base",
-        "denoiser@256",
-        "--samples",
-        "40",
-        "--metric",
-        "fid",
-        "--nfe",
-        "20",
-        "--results",
-        tmp_path,
-    )
+    words = ("run", "ddim", "--base", "denoiser@256", "--samples", 40, "--metric", "fid", "--nfe", 20)
+    assert bench(*words, results=tmp_path).exit_code == 0
     plan = planned(large)
     assert len(plan.todo) == 1 and plan.site.execution.compiled
     monkeypatch.setattr("bench.running.sites.can_compile", lambda device: False)
