@@ -6,35 +6,20 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import click
-import orjson
+import msgspec
 
 from bench.cache import flush_folder, write_json
-from bench.job import SCHEMA, Row
+from bench.job import SCHEMA, Answer, Row
 
-FIELDS = set(Row.__dataclass_fields__)
-NUMBERS = {int, float}
-TYPES: dict[str, tuple[type, ...]] = {  # of the fields that every row has; later ones may be absent
-    **dict.fromkeys(
-        ("key", "method", "data", "base", "base_id", "ask", "protocol", "metric", "start"), (str,)
-    ),
-    **dict.fromkeys(("source", "device", "host", "commit", "time"), (str,)),
-    **dict.fromkeys(("version", "train_seed", "budget", "seed", "samples", "threads"), (int,)),
-    **dict.fromkeys(("parameters", "details", "versions"), (dict,)),
-    **dict.fromkeys(("value", "nfe", "nfe_max", "seconds", "memory"), (int, float, type(None))),
-    **dict.fromkeys(("extra", "jvps", "vjps", "train_seconds", "train_images", "train_rows"), (int, float)),
-    "images": (int, type(None)),
-    "replicates": (list,),
-    "error": (str, type(None)),
-}
+Kind = TypeVar("Kind", bound=Answer)
 PLAIN = re.compile(r"\w[\w-]{0,63}", re.ASCII)  # a key, a protocol: a file's name, never a path
-BATCH = 500  # lines parsed at once
 SUMS = "rows.sha256"  # a checksum a row, by which `bench verify` tells a row that was changed since
 
 
@@ -108,21 +93,21 @@ def whole_length(file) -> int:
     return 0
 
 
-def read(folder: Path) -> list[dict]:
-    """The rows of a folder, the newest of those that answer one question; failures only where nothing
-    answers it since.
+def read(folder: Path, kind: type[Kind] = Row) -> list[Kind]:
+    """The rows of a folder, or their answers alone; the newest of those that answer one question, and
+    failures only where nothing answers it since.
 
     A torn last line is passed over; a damaged line elsewhere is an error that says where.
     """
     path = folder / "rows.jsonl"
-    kept: dict[tuple, dict] = {}
+    kept: dict[tuple, Kind] = {}
     with uncollected():
-        for row in rows_of(whole_lines(folder), path):
-            if row["error"] is None:
-                kept.pop((row["key"], None), None)
-                kept[row["key"], row["metric"]] = row
-            elif (row["key"], row["metric"]) not in kept:
-                kept[row["key"], None] = row
+        for row in rows_of(whole_lines(folder), path, kind=kind):
+            if row.error is None:
+                kept.pop((row.key, None), None)
+                kept[row.key, row.metric] = row
+            elif (row.key, row.metric) not in kept:
+                kept[row.key, None] = row
     return list(kept.values())
 
 
@@ -140,64 +125,33 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def rows_of(lines: Iterable[bytes], path: Path, first: int = 1) -> Iterator[dict]:
-    """The rows of these lines, the first being number `first` of the file; an error that names a damaged one.
+def rows_of(lines: Iterable[bytes], path: Path, first: int = 1, kind: type[Kind] = Row) -> Iterator[Kind]:
+    """The rows of these lines, the first being number `first` of the file; an error names a damaged one."""
+    read = msgspec.json.Decoder(kind).decode
+    for number, line in enumerate(lines, first):
+        try:
+            yield read(line)
+        except (ValueError, RecursionError):
+            yield parsed(line, path, number, kind)
 
-    Rows whose fields have names and types that were found sound before are not looked through again.
+
+def parsed(line: bytes, path: Path, number: int, kind: type[Kind] = Row) -> Kind:
+    """A line as a row, also where it is JSON as Python writes it (NaN); an error that names the line where it
+    is none.
     """
-    sound: set[tuple] = set()
-    lines = iter(lines)
-    while batch := list(islice(lines, BATCH)):
-        for number, (line, row) in enumerate(zip(batch, together(batch)), first):
-            shape = (*row, *map(type, row.values()))
-            seen = shape in sound and row.get("schema") == SCHEMA
-            if not seen or not NUMBERS.issuperset(map(type, row["replicates"])):
-                row = parsed(line, path, number)
-                sound.add(shape)
-            yield row
-        first += len(batch)
-
-
-def together(lines: Sequence[bytes]) -> list[dict]:
-    """The lines parsed as one text, in which they share the strings of their names; {} for each of them where
-    any is damaged, or is JSON as Python writes it and orjson does not read it.
-    """
-    try:
-        found = orjson.loads(b",0,".join([b"[0", *lines, b"0]"]))  # two halves of rows make none across a 0
-    except (ValueError, RecursionError):
-        return [{}] * len(lines)
-    rows = found[2:-2:2]
-    whole = len(rows) == len(lines) and not any(found[1::2]) and {dict}.issuperset(map(type, rows))
-    return rows if whole else [{}] * len(lines)
-
-
-def parsed(line: bytes, path: Path, number: int) -> dict:
-    """A line as a row; an error that names the line where it is none."""
     where = f"{path}, line {number}"
     try:
-        row = json.loads(line)
+        facts = json.loads(line)
     except (ValueError, RecursionError):
         repair = f"`bench verify {path.parent} --repair` moves it aside, and the next run measures it again"
         raise click.ClickException(f"{where} is damaged: {repair}.") from None
-    if not isinstance(row, dict) or not FIELDS.issuperset(row) or "key" not in row:
-        raise click.ClickException(f"{where} is not a row of this version.")
-    if row.get("schema") != SCHEMA:
-        raise click.ClickException(f"{where} has schema {row.get('schema')!r}; this version reads {SCHEMA}.")
-    if fault := fault_of(row):
-        raise click.ClickException(f"{where} {fault}.")
-    return row
-
-
-def fault_of(row: dict) -> str | None:
-    """What is wrong with the fields of a row, as the end of a sentence."""
-    for name, types in TYPES.items():
-        if name not in row:
-            return f"lacks {name}"
-        if not isinstance(row[name], types):
-            return f"has {row[name]!r:.60} as its {name}"
-    if not NUMBERS.issuperset(map(type, row["replicates"])):
-        return "has replicates that are not numbers"
-    return "has neither a value nor an error" if row["error"] is None and row["value"] is None else None
+    try:
+        return msgspec.convert(facts, kind)
+    except msgspec.ValidationError as error:
+        if isinstance(facts, dict) and "key" in facts and facts.get("schema") != SCHEMA:
+            has = f"has schema {facts.get('schema')!r}; this version reads {SCHEMA}"
+            raise click.ClickException(f"{where} {has}.") from None
+        raise click.ClickException(f"{where} is not a row of this version: {error}.") from None
 
 
 class Answers:
@@ -223,10 +177,10 @@ class Answers:
             file.seek(self.end)
             more = file.read()
         lines = more.split(b"\n")[:-1]
-        for line, row in zip(lines, rows_of(lines, self.path, self.lines + 1)):
+        for line, row in zip(lines, rows_of(lines, self.path, self.lines + 1, Answer)):
             self.lines, self.end = self.lines + 1, self.end + len(line) + 1
-            if row["error"] is None and not row["details"].get("capped"):
-                self.pairs.add((row["key"], row["metric"]))
+            if row.error is None and not row.details.get("capped"):
+                self.pairs.add((row.key, row.metric))
         return self.pairs
 
 
@@ -246,7 +200,8 @@ def frame(folder: str | Path = "runs"):
     """The rows of a results folder as a data frame; `replicates` are lists, `parameters` dicts."""
     import pandas as pd
 
-    return pd.DataFrame(read(Path(folder)), columns=list(Row.__dataclass_fields__))
+    rows = map(msgspec.structs.astuple, read(Path(folder)))
+    return pd.DataFrame(rows, columns=Row.__struct_fields__)
 
 
 def record_protocol(folder: Path, fingerprint: str, facts: dict) -> None:

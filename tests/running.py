@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from click.testing import CliRunner
+from msgspec.structs import asdict
 
 from bench import store
 from bench.cli import main
@@ -25,5 +26,5 @@ def ran(*words, results):
 
 def facts(folder) -> list[dict]:
     """A folder's rows without what may differ between two runs."""
-    rows = [{k: v for k, v in row.items() if k not in VOLATILE} for row in store.read(folder)]
+    rows = [{k: v for k, v in asdict(row).items() if k not in VOLATILE} for row in store.read(folder)]
     return sorted(rows, key=lambda row: (row["key"], row["metric"]))

@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from bench import store
+from bench.job import Row
 from bench.metrics.moments import Moments
 from bench.metrics.references import Reference
 from benchmarks import __main__ as command
@@ -66,7 +67,7 @@ def test_the_pages_are_what_the_committed_figures_give():
 def test_the_synthetic_rows_are_whole_and_their_number_is_the_one_asked_for(tmp_path):
     found = store.read(rows.written(tmp_path, 2500))
     assert len(found) == 2500
-    assert {len(row["replicates"]) for row in found} == {20}
+    assert {len(row.replicates) for row in found} == {20}
 
 
 def test_the_distances_are_torch_fidelitys_with_more_and_with_fewer_samples_than_features():
@@ -105,7 +106,7 @@ def some_rows(folder, count: int) -> list[str]:
 
 def test_rows_read_together_are_those_read_one_by_one(tmp_path):
     lines = some_rows(tmp_path, 1200)
-    assert store.read(tmp_path) == [json.loads(line) for line in lines]
+    assert store.read(tmp_path) == [Row(**json.loads(line)) for line in lines]
 
 
 def test_a_damaged_line_among_many_is_named(tmp_path):

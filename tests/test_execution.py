@@ -206,7 +206,7 @@ def test_a_run_in_bf16_is_measured_under_a_protocol_of_its_own(tmp_path):
     words = ["--data", "mixture2d", "--nfe", "3", "--samples", "40", "--threads", "1", "--quiet"]
     for more in ([], ["--precision", "bf16"]):
         assert bench("run", "ddim", *words, *more, results=tmp_path).exit_code == 0
-    protocols = {row["protocol"] for row in store.read(tmp_path) if row["ask"] == "sample" and row["nfe"]}
+    protocols = {row.protocol for row in store.read(tmp_path) if row.ask == "sample" and row.nfe}
     assert len(protocols) == 2
     facts = [json.loads((tmp_path / "protocols" / f"{name}.json").read_text()) for name in protocols]
     assert {one["precision"] for one in facts} == {"float32", "bf16"}
@@ -257,7 +257,7 @@ def test_a_run_on_a_gpu_ends_with_a_table(tmp_path, precision):
     words += ["--device", "cuda", "--precision", precision, "--compile"]
     result = bench("run", "ddim", *words, results=tmp_path)
     assert result.exit_code == 0, result.output
-    assert [row["value"] for row in store.read(tmp_path) if row["method"] == "ddim"]
+    assert [row.value for row in store.read(tmp_path) if row.method == "ddim"]
 
 
 @pytest.mark.gpu

@@ -144,14 +144,14 @@ def test_a_method_that_takes_its_worker_along_is_a_failed_row_and_no_more(how, o
     words = ["run", f"wrong:how={how}", "ddim", "--plugin", plugin, "--data", "mixture2d", "--metric", "fid"]
     result = bench(*words, *SMALL, "--nfe", "4", *options, results=tmp_path / "runs")
     assert result.exit_code == 1 and "Traceback" not in result.output, result.output
-    rows = {row["method"]: row for row in store.read(tmp_path / "runs")}
-    assert why in rows["wrong"]["error"] and rows["ddim"]["value"] is not None
+    rows = {row.method: row for row in store.read(tmp_path / "runs")}
+    assert why in rows["wrong"].error and rows["ddim"].value is not None
 
 
 def test_a_cell_is_stopped_by_what_its_chunks_took_together(tmp_path):
     words = ["run", "ddim", "--data", "mixture2d", "--samples", "1100", "--nfe", "4", "--quiet"]
     result = bench(*words, "--time-limit", "0.000001", "--metric", "fid", results=tmp_path)
-    assert result.exit_code == 1 and "time limit" in store.read(tmp_path)[-1]["error"]
+    assert result.exit_code == 1 and "time limit" in store.read(tmp_path)[-1].error
 
 
 @contextmanager

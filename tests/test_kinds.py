@@ -79,7 +79,7 @@ def test_a_method_for_tokens_is_measured_on_images_in_the_units_of_images(tmp_pa
     plugin = tmp_path / "dice.py"
     plugin.write_text(DICE)
     said = ran("dice", "--plugin", plugin, "--metric", "nll", "--metric", "memorisation", results=tmp_path)
-    rows = [row for row in store.read(tmp_path) if row["method"] == "dice"]
-    bits = {row["value"] for row in rows if row["metric"] == "nll[elbo]"}
+    rows = [row for row in store.read(tmp_path) if row.method == "dice"]
+    bits = {row.value for row in rows if row.metric == "nll[elbo]"}
     assert bits and all(value == pytest.approx(math.log2(load("digits").levels)) for value in bits)
-    assert "Dice" in said and {row["metric"] for row in rows} == {"nll[elbo]", "memorisation"}
+    assert "Dice" in said and {row.metric for row in rows} == {"nll[elbo]", "memorisation"}

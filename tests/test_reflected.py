@@ -166,7 +166,7 @@ def test_the_likelihood_of_even_levels_is_a_density_per_unit_of_x(monkeypatch):
 
 def test_a_gaussian_method_is_measured_on_the_box_beside_it(tmp_path):
     said = ran("reflected", "ddim", "--data", "box2d", "--metric", "sliced_wasserstein", results=tmp_path)
-    methods = {row["method"] for row in store.read(tmp_path) if row["metric"] == "sliced_wasserstein"}
+    methods = {row.method for row in store.read(tmp_path) if row.metric == "sliced_wasserstein"}
     assert {"reflected", "ddim"} <= methods and "Reflected diffusion" in said
 
 

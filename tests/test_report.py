@@ -72,10 +72,10 @@ def test_a_folder_without_rows_is_one_sentence(tmp_path):
 
 def test_every_measured_number_is_in_the_page_with_its_command(folder, text):
     data = told(text)
-    rows = [row for row in store.read(folder) if row["error"] is None]
+    rows = [row for row in store.read(folder) if row.error is None]
     assert len(data["numbers"]) == len(rows)
     values = {number[data["fields"].index("value")] for number in data["numbers"]}
-    assert values == {float(f"{row['value']:.6g}") for row in rows}
+    assert values == {float(f"{row.value:.6g}") for row in rows}
     assert (
         "bench run unipc --data mixture-digits --nfe 20 --seeds 0 --samples 500 --extractor pixels"
         in data["commands"]
@@ -196,7 +196,7 @@ def test_a_command_asks_again_for_exactly_what_a_run_answered(tmp_path, monkeypa
         "--quiet",
     ]
     assert CliRunner().invoke(main, words).exit_code == 0
-    rows = [row for row in store.read(tmp_path / "runs") if row["method"] != "real data"]
+    rows = [row for row in store.read(tmp_path / "runs") if row.method != "real data"]
     commands = {command_of([row], registry.plugins(), metrics_of(rows)) for row in rows}
     assert len(commands) == 3  # samples of two methods and one likelihood
     for command in commands:
@@ -204,4 +204,4 @@ def test_a_command_asks_again_for_exactly_what_a_run_answered(tmp_path, monkeypa
         assert result.exit_code == 0, result.output
     answers = [json.loads(line) for line in (tmp_path / "runs" / "rows.jsonl").read_text().splitlines()]
     for asked in rows:  # each stands there once: nothing was measured anew
-        assert [(a["key"], a["metric"]) for a in answers].count((asked["key"], asked["metric"])) == 1
+        assert [(a["key"], a["metric"]) for a in answers].count((asked.key, asked.metric)) == 1

@@ -53,20 +53,18 @@ def test_every_row_stays_within_its_budget_and_says_what_it_cost(tmp_path):
         *SMALL[4:],
         results=tmp_path,
     )
-    rows = [row for row in store.read(tmp_path) if row["method"] != "real data"]
-    assert rows and all(row["nfe"] <= row["budget"] for row in rows)
-    heun = {row["nfe"] for row in rows if row["method"] == "edm_heun"}
+    rows = [row for row in store.read(tmp_path) if row.method != "real data"]
+    assert rows and all(row.nfe <= row.budget for row in rows)
+    heun = {row.nfe for row in rows if row.method == "edm_heun"}
     assert heun == {3, 9}
-    flow = {row["ask"]: row for row in rows if row["method"] == "probability_flow"}
-    assert flow["nll"]["vjps"] == flow["nll"]["nfe"] == 40
-    assert (
-        20 < flow["sample"]["nfe"] <= 40 and flow["sample"]["train_rows"] > 0
-    )  # what finding the tolerance took
+    flow = {row.ask: row for row in rows if row.method == "probability_flow"}
+    assert flow["nll"].vjps == flow["nll"].nfe == 40
+    assert 20 < flow["sample"].nfe <= 40 and flow["sample"].train_rows > 0  # what finding the tolerance took
 
 
 def test_likelihoods_may_be_asked_of_some_held_out_rows_only(tmp_path):
     ran("ddpm", "--data", "mixture2d", "--metric", "nll", "--held-out", 100, results=tmp_path)
-    assert {row["samples"] for row in store.read(tmp_path)} == {100}
+    assert {row.samples for row in store.read(tmp_path)} == {100}
     refused = bench("run", "ddpm", "--data", "mixture2d", "--held-out", 30, results=tmp_path)
     assert refused.exit_code == 2 and "too few" in refused.output
 
@@ -74,8 +72,8 @@ def test_likelihoods_may_be_asked_of_some_held_out_rows_only(tmp_path):
 def test_an_estimated_trace_says_what_it_adds_to_the_error_of_its_row(tmp_path):
     asked = ("--data", "mixture2d", "--metric", "nll", "--held-out", 400, "--nfe", 40)
     bench("run", "probability_flow:probes=4", *asked, results=tmp_path)
-    [row] = [row for row in store.read(tmp_path) if row["metric"].startswith("nll[")]
-    assert 0 < row["details"]["estimate_stderr"] < 0.05
+    [row] = [row for row in store.read(tmp_path) if row.metric.startswith("nll[")]
+    assert 0 < row.details["estimate_stderr"] < 0.05
 
 
 def test_micro_batches_do_not_change_the_samples(tmp_path):
@@ -153,9 +151,9 @@ def test_a_method_that_fails_is_a_row_that_says_why_and_the_others_go_on(tmp_pat
         "run", "mine", "ddim", "--plugin", path, "--data", "mixture2d", *SMALL, results=tmp_path / "r"
     )
     assert result.exit_code == 1
-    failed = [row for row in store.read(tmp_path / "r") if row["error"]]
-    assert failed and all(re.search(why, row["error"]) for row in failed)
-    assert any(row["method"] == "ddim" and row["value"] is not None for row in store.read(tmp_path / "r"))
+    failed = [row for row in store.read(tmp_path / "r") if row.error]
+    assert failed and all(re.search(why, row.error) for row in failed)
+    assert any(row.method == "ddim" and row.value is not None for row in store.read(tmp_path / "r"))
     plugin(tmp_path, GOOD)  # mended: the failure was not kept as an answer
     script = [
         sys.executable,
@@ -173,7 +171,7 @@ def test_a_method_that_fails_is_a_row_that_says_why_and_the_others_go_on(tmp_pat
         [*script, "--results", str(tmp_path / "r")], capture_output=True, text=True, cwd=ROOT
     )
     assert again.returncode == 0, again.stderr
-    assert not [row for row in store.read(tmp_path / "r") if row["error"]]
+    assert not [row for row in store.read(tmp_path / "r") if row.error]
 
 
 def test_a_strangers_network_is_a_base(tmp_path):
@@ -189,7 +187,7 @@ def test_a_strangers_network_is_a_base(tmp_path):
         "    return Net()\n"
     )
     ran("ddim", "--data", "mixture2d", "--base", f"{tmp_path}/mynet.py:make", results=tmp_path / "r")
-    assert {row["base_id"] for row in store.read(tmp_path / "r") if row["method"] == "ddim"} != {"exact"}
+    assert {row.base_id for row in store.read(tmp_path / "r") if row.method == "ddim"} != {"exact"}
     assert (
         "no function missing" in bench("run", "ddim", "--base", f"{tmp_path}/mynet.py:missing", *SMALL).output
     )
@@ -244,9 +242,7 @@ def test_two_protocols_never_share_a_column(tmp_path):
     bench("run", "ddim", "--data", "mixture2d", "--samples", 60, "--nfe", 4, "--quiet", results=tmp_path)
     result = bench("table", results=tmp_path)
     assert result.exit_code == 1 and "samples: 80 and 60" in result.output
-    prints = {
-        row["protocol"] for row in store.read(tmp_path) if row["samples"] == 60 and row["method"] == "ddim"
-    }
+    prints = {row.protocol for row in store.read(tmp_path) if row.samples == 60 and row.method == "ddim"}
     assert bench("table", "--protocol", prints.pop(), results=tmp_path).exit_code == 0
 
 
@@ -256,18 +252,18 @@ def test_trainings_that_are_cut_short_are_one_in_their_run_and_go_on_in_the_next
     before = set(cache_dir().rglob("run-*"))
     said = bench(*words, "--minutes", "0.00001", results=tmp_path)
     assert said.exit_code == 0 and "training cut short" in said.output
-    rows = [row for row in store.read(tmp_path) if row["method"] == "npr_ddpm"]
-    seen = {row["train_images"] for row in rows}
-    assert len(rows) == 2 and len({row["base_id"] for row in rows}) == len(seen) == 1
+    rows = [row for row in store.read(tmp_path) if row.method == "npr_ddpm"]
+    seen = {row.train_images for row in rows}
+    assert len(rows) == 2 and len({row.base_id for row in rows}) == len(seen) == 1
     assert "2 of 2 cells" in bench(*words[:-1], "--dry-run", results=tmp_path).output
     (unused,) = set(cache_dir().rglob("denoiser-*/run-*")) - before
     used = Path(shutil.copytree(unused, unused.with_name("run-another")))
     os.utime(unused, (0, 0))
     assert "cut short" not in bench(*words, results=tmp_path).output
     assert used.exists() and not unused.exists()  # what a run may still need stays
-    later = [row for row in store.read(tmp_path) if row["method"] == "npr_ddpm"][2:]
-    assert min(row["train_images"] for row in later) > max(seen)
-    assert {row["base_id"] for row in later} != {row["base_id"] for row in rows}
+    later = [row for row in store.read(tmp_path) if row.method == "npr_ddpm"][2:]
+    assert min(row.train_images for row in later) > max(seen)
+    assert {row.base_id for row in later} != {row.base_id for row in rows}
     assert "0 of 2 cells" in bench(*words[:-1], "--dry-run", results=tmp_path).output
 
 
@@ -298,8 +294,8 @@ def test_a_dry_run_counts_the_shared_networks_that_are_to_be_trained(tmp_path):
 def test_shared_networks_beside_the_base_have_the_budget_that_was_asked_for(method, base, tmp_path):
     words = ("run", method, "--data", "mixture2d", "--samples", 80, "--nfe", 6, "--images", 200)
     bench(*words, "--quiet", results=tmp_path)
-    rows = [row for row in store.read(tmp_path) if row["method"] == method]
-    assert {row["base"] for row in rows} == {base} and not any(row["error"] for row in rows)
+    rows = [row for row in store.read(tmp_path) if row.method == method]
+    assert {row.base for row in rows} == {base} and not any(row.error for row in rows)
     command = command_of(rows, registry.plugins(), metrics_of(rows))
     again = bench(*shlex.split(command)[1:], "--dry-run", results=tmp_path)
     assert "0 of 1 cells" in again.output, command
@@ -310,7 +306,7 @@ def test_cells_that_need_no_training_are_measured_before_anything_is_trained(tmp
     words += ("--images", 131, "--metric", "sliced_wasserstein", "--workers", 1)
     result = bench(*words, results=tmp_path)
     assert result.exit_code == 0, result.output
-    assert [row["method"] for row in store.read(tmp_path)] == ["real data", "ddim", "iddpm", "cld"]
+    assert [row.method for row in store.read(tmp_path)] == ["real data", "ddim", "iddpm", "cld"]
     said = [line for line in result.stderr.splitlines() if ":" in line]
     told = ["ddim, 6 NFE", "training iddpm: 256 of 256", "iddpm: trained on", "iddpm, 6 NFE"]
     told += ["now what needs another", "cld, 6 NFE"]
@@ -322,7 +318,7 @@ def test_a_stage_without_cells_leaves_no_rows(tmp_path):
     words = ("run", "restart", "cld", "--data", "mixture2d", "--samples", 80, "--nfe", 5, "--quiet")
     assert bench(*words, "--images", 133, results=tmp_path).exit_code == 0
     rows = store.read(tmp_path)
-    assert {row["method"] for row in rows} == {"real data", "cld"} and len({r["protocol"] for r in rows}) == 1
+    assert {row.method for row in rows} == {"real data", "cld"} and len({r.protocol for r in rows}) == 1
 
 
 @pytest.mark.parametrize("more", [["--again"], ["--minutes", "0.001"]])

@@ -5,6 +5,7 @@ import json
 import click
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from bench import registry
 from bench.job import Row
@@ -15,7 +16,7 @@ RNG = np.random.default_rng(0)
 NOISE = RNG.normal(size=20)
 
 
-def row(method="ddim", budget=10, value=5.0, metric="fid[digits]", noise=NOISE, spread=0.02, **more) -> dict:
+def row(method="ddim", budget=10, value=5.0, metric="fid[digits]", noise=NOISE, spread=0.02, **more) -> Row:
     facts = {
         "key": f"{method}{budget}{metric}{more}",
         "method": method,
@@ -38,7 +39,7 @@ def row(method="ddim", budget=10, value=5.0, metric="fid[digits]", noise=NOISE, 
         "nfe_max": float(budget),
         "details": {"unit": "bits/dim"} if metric.startswith("nll") else {},
     }
-    return json.loads(Row(**(facts | more)).line())
+    return Row(**(facts | more))
 
 
 def only(rows, **settings):
@@ -94,7 +95,7 @@ def test_under_a_table_stands_what_its_lines_saw_in_training():
 def test_nearest_to_the_held_out_value_is_best_where_that_is_the_aim():
     details = {"held_out": -60.0}
     rows = [row("ddim", metric="exact_nll", value=-61.0), row("unipc", metric="exact_nll", value=-90.0)]
-    table = only([r | {"details": details} for r in rows])
+    table = only([replace(r, details=details) for r in rows])
     assert table.best[10] == {"DDIM"}
 
 
@@ -187,6 +188,11 @@ def test_a_bound_and_a_likelihood_of_one_method_have_lines_of_their_own():
     (found,) = tables(rows)
     assert {label.endswith("(bound)") for label in found.labels} == {True, False}
     assert {entry.value for entry in found.entries.values()} == {1.0, 1.5}
+
+
+def test_rows_that_nothing_can_pair_are_refused():
+    with pytest.raises(click.ClickException, match="3 to 20 replicates"):
+        only([row("ddim"), row("unipc", replicates=[5.0, 5.1, 4.9])])
 
 
 def test_parameters_that_only_pythons_json_knows_have_their_lines():

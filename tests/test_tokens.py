@@ -63,9 +63,9 @@ def test_the_total_variation_of_runs_is_small_for_the_data_and_large_for_noise()
 def test_a_method_of_tokens_runs_on_text_in_bits_a_token(tmp_path):
     said = ran("mdlm", "--data", text(tmp_path, 300), "--images", "256", results=tmp_path / "runs")
     rows = store.read(tmp_path / "runs")
-    assert {row["metric"] for row in rows} >= {"tv1", "tv2", "tv3", "nll[elbo]"}
+    assert {row.metric for row in rows} >= {"tv1", "tv2", "tv3", "nll[elbo]"}
     assert "bits/token" in said
-    assert not [row["error"] for row in rows if row.get("error")]
+    assert not [row.error for row in rows if row.error]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def table(
 ) -> None:
     """Tables of what was measured."""
     from bench import store
+    from bench.job import Answer
     from bench.reporting.rendering import render
     from bench.reporting.tables import Reading, chosen, tables
 
@@ -37,7 +38,7 @@ def table(
     if write or stale:
         written_or_stale(folder, reference, write)
         return
-    rows = chosen(store.read(folder), category=category, data=data, nfe=nfe, protocol=protocol)
+    rows = chosen(store.read(folder, Answer), category=category, data=data, nfe=nfe, protocol=protocol)
     if not rows:
         raise click.ClickException(f"{folder} holds no rows of that kind; `bench run` measures some.")
     found = tables(rows, Reading(folder), metrics)

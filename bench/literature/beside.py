@@ -100,7 +100,7 @@ def pairs_of(table: Table, rows, reading: Reading) -> Iterator[Pair]:
     for label in table.labels:
         for budget in table.budgets:
             entry = table.entries.get((label, budget))
-            plugin = reading.known.get(entry.rows[0]["method"]) if entry else None
+            plugin = reading.known.get(entry.rows[0].method) if entry else None
             known = entry_of(plugin, tree) if plugin else None
             if known is not None:
                 here = rows["method"].eq(known.id) & rows["nfe"].eq(budget) & rows[table.metric].notna()
@@ -128,7 +128,7 @@ def line_of(table: Table, pair: Pair) -> tuple[str, ...]:
 
 def record_of(table: Table, pair: Pair) -> dict:
     return {
-        "method": pair.ours.rows[0]["method"],
+        "method": pair.ours.rows[0].method,
         "label": pair.label,
         "data": table.data,
         "metric": pair.ours.column,
@@ -166,9 +166,9 @@ def why_they_differ(ours: Entry, theirs, folder: Path) -> Iterator[Reason]:
     """The parts of the two protocols that differ or cannot be held against each other."""
     row = ours.rows[0]
     metric, qualifier = parse(ours.column)
-    facts = store.protocol(folder, row["protocol"])
-    if not same_network(row["base"], text(theirs["network_group"])):
-        base = f"{row['base'] or 'its own'} {row['base_id'].removeprefix('exact:')[:8]}".strip()
+    facts = store.protocol(folder, row.protocol)
+    if not same_network(row.base, text(theirs["network_group"])):
+        base = f"{row.base or 'its own'} {row.base_id.removeprefix('exact:')[:8]}".strip()
         yield Reason("network", base, text(theirs["base_model"]) or "not stated")
     if metric in LIKELIHOODS:
         kind = f"{qualifier} on the {facts.get('split', 'test')} split"
@@ -182,13 +182,13 @@ def why_they_differ(ours: Entry, theirs, folder: Path) -> Iterator[Reason]:
             yield Reason("reference", facts["reference"], "the training images")
     if text(theirs["variant"]):
         settings = [
-            f"{name}={value}" for name, value in sorted(row["parameters"].items()) if name != "tolerance"
+            f"{name}={value}" for name, value in sorted(row.parameters.items()) if name != "tolerance"
         ]
-        yield Reason("grid", f"{row['method']} with {', '.join(settings) or 'defaults'}", theirs["variant"])
+        yield Reason("grid", f"{row.method} with {', '.join(settings) or 'defaults'}", theirs["variant"])
     convention = CONVENTIONS.get(theirs["method"])
-    if convention or abs(ours.nfe - row["budget"]) > 0.5:
-        spent = f"measured {ours.nfe:.4g} of {row['budget']}"
-        yield Reason("NFE", spent, convention or f"counted as {row['budget']} by the paper")
+    if convention or abs(ours.nfe - row.budget) > 0.5:
+        spent = f"measured {ours.nfe:.4g} of {row.budget}"
+        yield Reason("NFE", spent, convention or f"counted as {row.budget} by the paper")
 
 
 def same_network(base: str, group: str) -> bool:

@@ -133,15 +133,15 @@ def cost(mine: Sequence[tuple[Column, Line]]) -> str:
         order = measured_order(line) if column.table.metric == "distance" else None
         if order:
             record["order"] = f"{order[0]:.2f} ± {order[1]:.2f}"
-        if row["ask"] == "sample" or "nfe" not in record:
+        if row.ask == "sample" or "nfe" not in record:
             record |= {
                 "nfe": f"{point.nfe:.4g} of {point.budget}",
                 "seconds": "" if point.seconds is None else f"{point.seconds:.3g}",
-                "memory": f"{row['memory']:,.0f}" if row["memory"] else "",
-                "extra": f"{row['extra']:.3g}" if row["extra"] else "0",
-                "images": f"{row['train_images']:,}",
-                "train": f"{row['train_seconds']:,.0f}",
-                "search": f"{row['train_rows']:,}",
+                "memory": f"{row.memory:,.0f}" if row.memory else "",
+                "extra": f"{row.extra:.3g}" if row.extra else "0",
+                "images": f"{row.train_images:,}",
+                "train": f"{row.train_seconds:,.0f}",
+                "search": f"{row.train_rows:,}",
             }
     head = ("data", "setting", "order measured", "NFE", "s for 1,000", "peak MiB", "extra evaluations",
             "images trained on", "s of training", "evaluations of search")  # fmt: skip

@@ -8,6 +8,7 @@ import click
 
 from bench import store
 from bench.cache import canonical
+from bench.job import Row
 from bench.metrics.names import METRICS, parse
 from bench.protocol import difference as protocol_difference
 from bench.reporting.rendering import plus_minus, rounded
@@ -32,7 +33,7 @@ class Change:
     def verdict(self) -> str:
         if not self.significant:
             return "same" if self.difference.difference == 0 else "no significant change"
-        if self.a.rows[0]["method"] == FLOOR:
+        if self.a.rows[0].method == FLOOR:
             return "changed"
         better = METRICS[parse(self.a.column)[0]].better
         gain = standing(self.b, better)[0] - standing(self.a, better)[0]
@@ -44,17 +45,20 @@ class Comparison:
     """Two folders' rows: what both answer, and what only one does, by identity and seed."""
 
     changes: list[Change]
-    only_a: list[dict]
-    only_b: list[dict]
+    only_a: list[Row]
+    only_b: list[Row]
     notes: list[str]
 
 
-def identity(row: dict) -> Identity:
+def identity(row: Row) -> Identity:
     """The question of a row but for its seed: not the plugin's version nor the code's, which may change."""
-    parameters = {name: value for name, value in row["parameters"].items() if name != "tolerance"}
+    parameters = {name: value for name, value in row.parameters.items() if name != "tolerance"}
     return (
-        *(row[name] for name in ("method", "data", "base", "base_id", "train_seed", "images", "ask")),
-        *(row["budget"], row["samples"], row["protocol"], row["metric"], canonical(parameters)),
+        *(
+            getattr(row, name)
+            for name in ("method", "data", "base", "base_id", "train_seed", "images", "ask")
+        ),
+        *(row.budget, row.samples, row.protocol, row.metric, canonical(parameters)),
     )
 
 
@@ -69,11 +73,11 @@ def compare(a: Path, b: Path, data: str | None = None, metrics: Sequence[str] = 
         seeds = sorted(ours[question].keys() & theirs.get(question, {}).keys())
         if not seeds:
             continue
-        before, after = (merged([side[question][seed] for seed in seeds]) for side in (ours, theirs))
+        (before,), (after,) = (merged([[side[question][seed] for seed in seeds]]) for side in (ours, theirs))
         try:
             found = paired_difference((after.value, after.replicates), (before.value, before.replicates))
         except ValueError as error:
-            raise click.ClickException(f"{question[0]} at {before.rows[0]['budget']}: {error}") from None
+            raise click.ClickException(f"{question[0]} at {before.rows[0].budget}: {error}") from None
         p[str(len(changes))] = found.p
         changes.append((before, after, found))
     rejected = holm(p, LEVEL)
@@ -93,20 +97,20 @@ def compare(a: Path, b: Path, data: str | None = None, metrics: Sequence[str] = 
     )
 
 
-def answers(folder: Path, data: str | None, metrics: Sequence[str]) -> dict[Identity, dict[int, dict]]:
+def answers(folder: Path, data: str | None, metrics: Sequence[str]) -> dict[Identity, dict[int, Row]]:
     """Identity -> seed -> row, of a folder's rows that hold a number."""
-    found: dict[Identity, dict[int, dict]] = {}
+    found: dict[Identity, dict[int, Row]] = {}
     rows = store.read(folder)
     if not rows:
         raise click.ClickException(f"{folder} holds no rows; `bench run --results {folder}` measures some.")
     for row in rows:
-        wanted = not metrics or {row["metric"], row["metric"].partition("[")[0]} & set(metrics)
-        if row["error"] is None and wanted and data in (None, row["data"]):
-            found.setdefault(identity(row), {})[row["seed"]] = row
+        wanted = not metrics or {row.metric, row.metric.partition("[")[0]} & set(metrics)
+        if row.error is None and wanted and data in (None, row.data):
+            found.setdefault(identity(row), {})[row.seed] = row
     return found
 
 
-def alone(ours: dict[Identity, dict[int, dict]], theirs: dict[Identity, dict[int, dict]]) -> list[dict]:
+def alone(ours: dict[Identity, dict[int, Row]], theirs: dict[Identity, dict[int, Row]]) -> list[Row]:
     return [
         row for key, seeds in ours.items() for seed, row in seeds.items() if seed not in theirs.get(key, {})
     ]
@@ -115,16 +119,16 @@ def alone(ours: dict[Identity, dict[int, dict]], theirs: dict[Identity, dict[int
 def versions_changed(changes: Sequence[tuple]) -> str:
     """Methods whose version is another in the second folder."""
     found = {
-        f"{a.rows[0]['method']} {a.rows[0]['version']} → {b.rows[0]['version']}"
+        f"{a.rows[0].method} {a.rows[0].version} → {b.rows[0].version}"
         for a, b, _ in changes
-        if a.rows[0]["version"] != b.rows[0]["version"]
+        if a.rows[0].version != b.rows[0].version
     }
     return ", ".join(sorted(found))
 
 
 def protocols_changed(ours: dict, theirs: dict, a: Path, b: Path) -> str:
     """What the two folders' protocols differ in, where each has one that the other lacks."""
-    mine, others = ({row["protocol"] for s in side.values() for row in s.values()} for side in (ours, theirs))
+    mine, others = ({row.protocol for s in side.values() for row in s.values()} for side in (ours, theirs))
     alone_a, alone_b = sorted(mine - others), sorted(others - mine)
     if not (alone_a and alone_b):
         return ""
@@ -148,7 +152,7 @@ def sheet(found: Comparison, everything: bool = False) -> Sheet:
     notes += found.notes
     for name, rows in (("A", found.only_a), ("B", found.only_b)):
         if rows:
-            cells = sorted({f"{row['method']} at {row['budget']} on {row['data']}" for row in rows})
+            cells = sorted({f"{row.method} at {row.budget} on {row.data}" for row in rows})
             more = f" and {len(cells) - 8} more" if len(cells) > 8 else ""
             notes.append(f"Only in {name}, {len(rows)} numbers: {', '.join(cells[:8])}{more}.")
     header = ("method", "data", "metric", "NFE", "A", "B", "difference", "p", "verdict")
@@ -160,7 +164,7 @@ def line(change: Change) -> tuple[Cell, ...]:
     row, gap = change.a.rows[0], change.difference
     numbers = [plus_minus(*rounded(entry.value, entry.stderr)) for entry in (change.a, change.b)]
     return (
-        *map(Cell, (row["method"], row["data"], row["metric"], str(row["budget"]), *numbers)),
+        *map(Cell, (row.method, row.data, row.metric, str(row.budget), *numbers)),
         Cell(plus_minus(*rounded(gap.difference, gap.stderr)), best=change.significant),
         Cell(f"{gap.p:.2g}"),
         Cell(change.verdict),
@@ -169,6 +173,8 @@ def line(change: Change) -> tuple[Cell, ...]:
 
 def record(change: Change) -> dict:
     row = change.a.rows[0]
-    kept = {name: row[name] for name in ("method", "data", "metric", "budget", "samples", "protocol")}
+    kept = {
+        name: getattr(row, name) for name in ("method", "data", "metric", "budget", "samples", "protocol")
+    }
     gap = {name: None if value != value else value for name, value in change.difference._asdict().items()}
     return kept | {"a": change.a.value, "b": change.b.value, **gap, "verdict": change.verdict}

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from bench.cache import canonical
+from bench.job import Row
 from bench.metrics.names import parse
 from bench.registry import Plugin
 from bench.reporting.labels import changed
@@ -21,7 +22,7 @@ FIELDS = (
 USUAL = {"fid", "is", "memorisation"}, {"fid", "sliced_wasserstein", "exact_nll", "distance"}
 
 
-def numbers(columns: Sequence[Column], rows: Sequence[dict], known: dict[str, Plugin]) -> dict:
+def numbers(columns: Sequence[Column], rows: Sequence[Row], known: dict[str, Plugin]) -> dict:
     """All that the page's script needs: lines (methods), columns, and a list in order of FIELDS a number."""
     lines, commands, found = {}, {}, []
     asked = metrics_of(rows)
@@ -48,7 +49,7 @@ def line_record(label: str, folder: str, method: str) -> dict:
 
 def column_record(column: Column) -> dict:
     floor = column.table.floor
-    unit = next((p.entry.rows[0]["details"].get("unit") for line in column.lines for p in line.points), None)
+    unit = next((p.entry.rows[0].details.get("unit") for line in column.lines for p in line.points), None)
     return {
         "data": column.data,
         "name": column.name,
@@ -86,45 +87,43 @@ def in_column(column: Column, label: str, budget: int) -> bool:
     return entry is not None and entry.column == column.name
 
 
-def metrics_of(rows: Sequence[dict]) -> dict[str, list[str]]:
+def metrics_of(rows: Sequence[Row]) -> dict[str, list[str]]:
     """By cell, the columns that its rows fill."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        if row["error"] is None:
-            found.setdefault(row["key"], []).append(row["metric"])
+        if row.error is None:
+            found.setdefault(row.key, []).append(row.metric)
     return found
 
 
-def command_of(rows: Sequence[dict], known: dict[str, Plugin], asked: dict[str, list[str]]) -> str:
+def command_of(rows: Sequence[Row], known: dict[str, Plugin], asked: dict[str, list[str]]) -> str:
     """The command that measures an entry's rows (one a seed) again."""
     row = rows[0]
-    if row["base"] == "given samples":
-        claimed = ["--nfe", str(row["budget"])] if row["budget"] else []
-        file = row["details"].get("file", "SAMPLES")
-        words = ["bench", "score", file, "--data", row["data"], "--method", row["method"], *claimed]
+    if row.base == "given samples":
+        claimed = ["--nfe", str(row.budget)] if row.budget else []
+        file = row.details.get("file", "SAMPLES")
+        words = ["bench", "score", file, "--data", row.data, "--method", row.method, *claimed]
         return shlex.join(words)
-    plugin = known.get(row["method"])
-    settings = (
-        changed(row["parameters"], plugin) if plugin else [f"{k}={v}" for k, v in row["parameters"].items()]
-    )
-    words = ["bench", "run", ":".join([row["method"], *settings])]
-    words += [] if plugin else ["--plugin", f"{row['method']}.py"]
-    words += ["--data", row["data"]]
-    shared = plugin.bases(row["base"]) if plugin else {"denoiser": row["base"]}
+    plugin = known.get(row.method)
+    settings = changed(row.parameters, plugin) if plugin else [f"{k}={v}" for k, v in row.parameters.items()]
+    words = ["bench", "run", ":".join([row.method, *settings])]
+    words += [] if plugin else ["--plugin", f"{row.method}.py"]
+    words += ["--data", row.data]
+    shared = plugin.bases(row.base) if plugin else {"denoiser": row.base}
     base = shared.pop("denoiser", "")  # the one that --base chooses
     words += ["--base", base] if base not in ("", "denoiser") else []
-    words += ["--nfe", str(row["budget"]), "--seeds", ",".join(str(r["seed"]) for r in rows)]
-    words += ["--train-seed", str(row["train_seed"])] if row["train_seed"] else []
-    budgets = [other.partition("@")[2] for other in shared.values()] or [row["images"] or ""]
+    words += ["--nfe", str(row.budget), "--seeds", ",".join(str(r.seed) for r in rows)]
+    words += ["--train-seed", str(row.train_seed)] if row.train_seed else []
+    budgets = [other.partition("@")[2] for other in shared.values()] or [row.images or ""]
     words += ["--images", str(budgets[0])] if budgets[0] else []
-    if row["ask"] == "sample":
-        names = [parse(column) for column in asked.get(row["key"], [row["metric"]])]
-        words += ["--samples", str(row["samples"])]
+    if row.ask == "sample":
+        names = [parse(column) for column in asked.get(row.key, [row.metric])]
+        words += ["--samples", str(row.samples)]
         if not any({name for name, _ in names} <= usual for usual in USUAL):
             words += [word for name, _ in names for word in ("--metric", name)]
         words += ["--extractor", next((q for _, q in names if q), "")] if any(q for _, q in names) else []
     else:
-        words += ["--metric", "nll", "--held-out", str(row["samples"])]
+        words += ["--metric", "nll", "--held-out", str(row.samples)]
     return shlex.join(words)
 
 
@@ -136,24 +135,22 @@ def embedded(record: dict) -> str:
     return text
 
 
-def environments(rows: Sequence[dict]) -> list[dict]:
+def environments(rows: Sequence[Row]) -> list[dict]:
     """Each set of versions, device, threads and commit, with how many rows come from it."""
     found: dict[str, dict] = {}
     for row in rows:
         facts = {
-            **dict(sorted(row["versions"].items())),
-            "device": row["device"] or "not recorded",
-            "threads": row["threads"] or "not recorded",
-            "commit": row["commit"] or "not recorded",
+            **dict(sorted(row.versions.items())),
+            "device": row.device or "not recorded",
+            "threads": row.threads or "not recorded",
+            "commit": row.commit or "not recorded",
         }
-        record = found.setdefault(
-            canonical(facts), {**facts, "rows": 0, "first": row["time"], "last": row["time"]}
-        )
+        record = found.setdefault(canonical(facts), {**facts, "rows": 0, "first": row.time, "last": row.time})
         record["rows"] += 1
-        record["first"], record["last"] = min(record["first"], row["time"]), max(record["last"], row["time"])
+        record["first"], record["last"] = min(record["first"], row.time), max(record["last"], row.time)
     return list(found.values())
 
 
-def failures(rows: Sequence[dict]) -> list[dict]:
+def failures(rows: Sequence[Row]) -> list[Row]:
     """The rows that say why there is no number."""
-    return [row for row in rows if row["error"] is not None and row["method"] != FLOOR]
+    return [row for row in rows if row.error is not None and row.method != FLOOR]

@@ -56,7 +56,7 @@ def plot(
 
     rows = store.read(folder)
     if nfe:
-        rows = [row for row in rows if row["budget"] in nfe or row["budget"] == 0]
+        rows = [row for row in rows if row.budget in nfe or row.budget == 0]
     with mpl.rc_context(STYLE):
         columns = columns_of(rows, reading_of(folder), data, metric)
         draw = [KINDS[kind]] if kind else KINDS.values()
@@ -114,7 +114,7 @@ def convergence(columns: Sequence[Column], folder: Path) -> Iterator[tuple[str, 
 
 
 def titled(column: Column) -> str:
-    unit = next((p.entry.rows[0]["details"].get("unit") for line in column.lines for p in line.points), None)
+    unit = next((p.entry.rows[0].details.get("unit") for line in column.lines for p in line.points), None)
     title = column.metric.title[0].upper() + column.metric.title[1:]
     return f"{title}: {column.name}{f' in {unit}' if unit else ''} ({BETTER[column.metric.better]})"
 
@@ -183,7 +183,7 @@ def nll_fid(columns: Sequence[Column], folder: Path) -> Iterator[tuple[str, obje
             joint = joined(nll, fid)
             if not joint:
                 continue
-            unit = next(iter(joint.values()))[0][1].entry.rows[0]["details"].get("unit", "")
+            unit = next(iter(joint.values()))[0][1].entry.rows[0].details.get("unit", "")
             label = f"{nll.name}{f' in {unit}' if unit else ''}"
             figure, places = leaf_by_leaf(list(joint), label, sharex=True)
             look = looks(list(joint))

@@ -128,7 +128,7 @@ def records(tables: Sequence[Table]) -> list[dict]:
 def record(table: Table, label: str, budget: int, entry: Entry) -> dict:
     row = entry.rows[0]
     return {
-        "method": row["method"],
+        "method": row.method,
         "label": label,
         "data": table.data,
         "metric": entry.column,
@@ -142,10 +142,10 @@ def record(table: Table, label: str, budget: int, entry: Entry) -> dict:
         "settled": (label, budget) not in table.unsettled,
         "samples": entry.samples,
         "seeds": len(entry.rows),
-        "protocol": row["protocol"],
-        "seconds": sum(r["seconds"] or 0.0 for r in entry.rows) / len(entry.rows),
-        "train_images": row["train_images"],
-        "train_seconds": row["train_seconds"],
-        "train_rows": row["train_rows"],
-        "parameters": row["parameters"],
+        "protocol": row.protocol,
+        "seconds": sum(r.seconds or 0.0 for r in entry.rows) / len(entry.rows),
+        "train_images": row.train_images,
+        "train_seconds": row.train_seconds,
+        "train_rows": row.train_rows,
+        "parameters": row.parameters,
     }

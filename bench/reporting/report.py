@@ -11,6 +11,7 @@ import click
 
 from bench import store
 from bench.cache import whole
+from bench.job import Row
 from bench.reporting import samples
 from bench.reporting.cards_in_html import cards, table
 from bench.reporting.numbers import embedded, environments, failures, numbers
@@ -52,12 +53,12 @@ def report(folder: Path) -> str:
     )
 
 
-def summary(rows: Sequence[dict], columns: Sequence[Column]) -> str:
+def summary(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """One sentence on what there is."""
     methods = {line.method for column in columns for line in column.lines}
     data = sorted({column.data for column in columns})
     count = sum(len(line.points) for column in columns for line in column.lines)
-    days = sorted({row["time"][:10] for row in rows if row["time"]})
+    days = sorted({row.time[:10] for row in rows if row.time})
     when = f" Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}." if days else ""
     return escape(
         f"{count:,} numbers on {len(methods)} methods and {len(data)} data sets: {', '.join(data)}.{when}"
@@ -128,7 +129,7 @@ def protocols(columns: Sequence[Column], folder: Path) -> str:
     return "\n".join(parts)
 
 
-def environment_table(rows: Sequence[dict]) -> str:
+def environment_table(rows: Sequence[Row]) -> str:
     found = environments(rows)
     names = list(dict.fromkeys(name for record in found for name in record))
     return table(
@@ -136,8 +137,8 @@ def environment_table(rows: Sequence[dict]) -> str:
     )
 
 
-def failure_table(rows: Sequence[dict]) -> str:
-    found = [(r["method"], r["data"], r["ask"], r["budget"], r["seed"], r["error"]) for r in failures(rows)]
+def failure_table(rows: Sequence[Row]) -> str:
+    found = [(r.method, r.data, r.ask, r.budget, r.seed, r.error) for r in failures(rows)]
     if not found:
         return "<p>Nothing failed.</p>"
     return table(("method", "data", "asked for", "NFE", "seed", "why"), found, "Cells that failed")

@@ -89,11 +89,11 @@ def shelves(columns: Sequence[Column], folder: Path) -> list[Shelf]:
             for point in line.points:
                 row = point.entry.rows[0]
                 place = (column.data, column.protocol, point.budget)
-                if row["ask"] != "sample" or line.label in found.get(place, {}):
+                if row.ask != "sample" or line.label in found.get(place, {}):
                     continue
-                images = stored(folder, row["key"])
+                images = stored(folder, row.key)
                 if images is not None:
-                    kept = Kept(line.label, line.method, row["start"], images)
+                    kept = Kept(line.label, line.method, row.start, images)
                     found.setdefault(place, {})[line.label] = kept
                     protocols.setdefault(column.data, set()).add(column.protocol)
     tops = {

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench import registry, taxonomy
+from bench.job import Row
 from bench.metrics.names import METRICS, Metric
 from bench.reporting.labels import identity
 from bench.reporting.tables import Entry, Reading, Table, tables
@@ -79,15 +80,15 @@ class Look(NamedTuple):
     marker: str
 
 
-def columns_of(rows: Sequence[dict], reading: Reading, data: str | None = None, metric: str | None = None):
+def columns_of(rows: Sequence[Row], reading: Reading, data: str | None = None, metric: str | None = None):
     """The columns of the rows, each protocol's own; `metric` is a base name or a column such as fid[digits].
 
     Unlike a table, which refuses two protocols, this keeps them apart.
     """
-    rows = [row for row in rows if data is None or row["data"] == data]
+    rows = [row for row in rows if data is None or row.data == data]
     found = []
-    for protocol in dict.fromkeys(row["protocol"] for row in rows):
-        mine = [row for row in rows if row["protocol"] == protocol]
+    for protocol in dict.fromkeys(row.protocol for row in rows):
+        mine = [row for row in rows if row.protocol == protocol]
         for table in tables(mine, reading, (metric,) if metric else ()):
             for name in table.columns:
                 found.append((table.data, name, protocol, table, lines_of(table, name, reading)))
@@ -110,7 +111,7 @@ def lines_of(table: Table, column: str, reading: Reading) -> tuple[Line, ...]:
             if entry.column == column and math.isfinite(entry.value)
         )
         if points:
-            method = points[0].entry.rows[0]["method"]
+            method = points[0].entry.rows[0].method
             plugin = reading.known.get(method)
             lines.append(Line(label, method, plugin.folder if plugin else "", points))
     return tuple(lines)
@@ -118,10 +119,8 @@ def lines_of(table: Table, column: str, reading: Reading) -> tuple[Line, ...]:
 
 def point_of(budget: int, entry: Entry, tied: bool) -> Point:
     low, high = interval(entry.value, entry.replicates)
-    times = [
-        1000 * row["seconds"] / row["samples"] for row in entry.rows if row["seconds"] and row["samples"]
-    ]
-    machines = sorted({f"{row['device']}, {row['threads']} threads" for row in entry.rows})
+    times = [1000 * row.seconds / row.samples for row in entry.rows if row.seconds and row.samples]
+    machines = sorted({f"{row.device}, {row.threads} threads" for row in entry.rows})
     return Point(
         budget=budget,
         nfe=entry.nfe or budget,

@@ -1,18 +1,21 @@
 """Tables of what was measured, from rows alone: methods down, budgets across, one table a metric."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
 
 from bench import registry, store
+from bench.job import Answer
 from bench.metrics.names import METRICS, parse
 from bench.protocol import described, difference
 from bench.registry import Plugin
 from bench.reporting.labels import labels_of
-from bench.statistics import bias_corrected, stderr, ties
+from bench.statistics import bias_corrected, stderr, stderrs, ties
 
 FLOOR = "real data"
 LIKELIHOODS = ("nll", "nll_excess")
@@ -21,7 +24,8 @@ UNSETTLED = (
     "In parentheses: no likelihood, but the error of too few steps of integration; with more of them the "
     "same model's is higher, or it lies below the truth."
 )
-Labelled = tuple[str, dict]  # a row, and the line it stands in
+Labelled = tuple[str, Answer]  # a row, and the line it stands in
+Place = tuple[str, int]  # a line and a budget
 
 
 @dataclass(frozen=True)
@@ -30,18 +34,26 @@ class Entry:
 
     value: float
     replicates: tuple[float, ...]
+    stderr: float
     nfe: float
     nfe_max: float
     samples: int
-    rows: tuple[dict, ...]  # one a seed
-
-    @property
-    def stderr(self) -> float:
-        return stderr(self.replicates)
+    rows: tuple[Answer, ...]  # one a seed
 
     @property
     def column(self) -> str:
-        return self.rows[0]["metric"]
+        return self.rows[0].metric
+
+
+class Setting(NamedTuple):
+    """How rows were measured, which many of a line's rows have in common."""
+
+    label: str
+    metric: str
+    protocol: str
+    samples: int
+    seed: int
+    train_images: float
 
 
 @dataclass(frozen=True)
@@ -53,13 +65,13 @@ class Table:
     columns: list[str]  # with their extractors or kinds, such as fid[digits]
     labels: list[str]
     budgets: list[int]
-    entries: dict[tuple[str, int], Entry]
+    entries: dict[Place, Entry]
     best: dict[int, set[str]]  # budget -> labels that are best or cannot be told from it
     floor: Entry | None
-    failed: dict[tuple[str, int], str]
+    failed: dict[Place, str]
     least: dict[str, int]
     notes: list[str]
-    unsettled: frozenset[tuple[str, int]] = frozenset()  # likelihoods that are their integration's error
+    unsettled: frozenset[Place] = frozenset()  # likelihoods that are their integration's error
 
 
 @dataclass(frozen=True)
@@ -73,27 +85,29 @@ class Reading:
     everyone: bool = False  # list methods without a likelihood in the table of likelihoods, with '-'
 
 
-def tables(rows: Sequence[dict], reading: Reading | None = None, metrics: Sequence[str] = ()) -> list[Table]:
+def tables(
+    rows: Sequence[Answer], reading: Reading | None = None, metrics: Sequence[str] = ()
+) -> list[Table]:
     """A table for each data set and metric in the rows; ClickException where two protocols would share a
     column.
     """
     reading = reading or Reading()
     found = []
-    by_data: dict[str, list[dict]] = {}
+    by_data: dict[str, list[Answer]] = {}
     for row in rows:
-        by_data.setdefault(row["data"], []).append(row)
+        by_data.setdefault(row.data, []).append(row)
     for data, here in by_data.items():
         labelled = list(zip(labels_of(here, reading.known), here))
-        bad = [pair for pair in labelled if pair[1]["error"]]
-        good = [pair for pair in labelled if pair[1]["error"] is None]
+        bad = [pair for pair in labelled if pair[1].error]
+        good = [pair for pair in labelled if pair[1].error is None]
         by_column: dict[str, list[Labelled]] = {}
         for pair in good:
-            by_column.setdefault(pair[1]["metric"], []).append(pair)
+            by_column.setdefault(pair[1].metric, []).append(pair)
         for group in column_groups(by_column):
             if metrics and not {parse(group[0])[0], *group} & set(metrics):
                 continue
-            mine = by_column[group[0]] if len(group) == 1 else [p for p in good if p[1]["metric"] in group]
-            failures = [pair for pair in bad if pair[1]["ask"] == mine[0][1]["ask"]]
+            mine = by_column[group[0]] if len(group) == 1 else [p for p in good if p[1].metric in group]
+            failures = [pair for pair in bad if pair[1].ask == mine[0][1].ask]
             everyone = (reading.everyone and group[0].startswith("nll[")) or group == ["nll"]
             found.append(table(data, group, mine, failures, labelled if everyone else [], reading))
     return found
@@ -119,19 +133,18 @@ def table(
 ) -> Table:
     """One table of what was measured; `listed` rows give lines of their own even where nothing was."""
     metric = parse(columns[0])[0]
-    floors = [row for _, row in measured if row["method"] == FLOOR]
-    measured = [pair for pair in measured if pair[1]["method"] != FLOOR]
-    rows = [row for _, row in measured]
-    refuse_mixed(rows, reading.folder)
-    grouped: dict[tuple[str, int], list[dict]] = {}
+    floors = [row for _, row in measured if row.method == FLOOR]
+    grouped: dict[Place, list[Answer]] = {}
     for label, row in measured:
-        grouped.setdefault((label, row["budget"]), []).append(row)
-    entries = {place: merged(members) for place, members in grouped.items()}
-    failed = {(label, row["budget"]): row["error"] for label, row in failures}
-    methods = {
-        label: row["method"] for label, row in (*measured, *failures, *listed) if row["method"] != FLOOR
-    }
-    floor = merged(floors[:1]) if floors else None
+        if row.method != FLOOR:
+            grouped.setdefault((label, row.budget), []).append(row)
+    settings = settings_of(grouped)
+    refuse_mixed(settings, reading.folder)
+    entries = dict(zip(grouped, merged(list(grouped.values()))))
+    failed = {(label, row.budget): row.error for label, row in failures}
+    methods = {label: rows[0].method for (label, _), rows in grouped.items()}
+    methods |= {label: row.method for label, row in (*failures, *listed) if row.method != FLOOR}
+    (floor,) = merged([floors[:1]]) if floors else [None]
     doubtful = unsettled(entries)
     return Table(
         data=data,
@@ -145,16 +158,16 @@ def table(
         failed=failed,
         least={label: reading.known[name].least for label, name in methods.items() if name in reading.known},
         notes=[
-            *notes_of(metric, columns, rows, floor, failed),
+            *notes_of(metric, columns, settings, entries, floor, failed),
             *([UNSETTLED] if doubtful else []),
-            *training_of(measured),
-            *protocols_of(rows, reading.folder),
+            *training_of(settings),
+            *protocols_of(settings, reading.folder),
         ],
         unsettled=doubtful,
     )
 
 
-def best_of(entries: dict[tuple[str, int], Entry], better: str) -> dict[int, set[str]]:
+def best_of(entries: dict[Place, Entry], better: str) -> dict[int, set[str]]:
     """By budget, the labels that are best or tied with the best of their column; a lone one is neither."""
     columns: dict[tuple[int, str], dict] = {}
     for (label, budget), entry in entries.items():
@@ -166,7 +179,7 @@ def best_of(entries: dict[tuple[str, int], Entry], better: str) -> dict[int, set
     return best
 
 
-def unsettled(entries: dict[tuple[str, int], Entry]) -> frozenset[tuple[str, int]]:
+def unsettled(entries: dict[Place, Entry]) -> frozenset[Place]:
     """The likelihoods of flows that cannot be likelihoods: better than the same model's at its greatest
     budget, significantly and by more than their own error, or better than the truth. What is better there is
     the error of too few steps.
@@ -193,7 +206,7 @@ def standing(entry: Entry, better: str) -> tuple[float, tuple[float, ...]]:
 
 def target_of(entry: Entry) -> float:
     """What held-out data score: 1 where the metric is a ratio to them."""
-    return 1.0 if entry.column == "memorisation" else entry.rows[0]["details"]["held_out"]
+    return 1.0 if entry.column == "memorisation" else entry.rows[0].details["held_out"]
 
 
 def order_of(label: str, plugin: Plugin | None) -> tuple:
@@ -201,12 +214,19 @@ def order_of(label: str, plugin: Plugin | None) -> tuple:
     return (plugin is None or plugin.folder != "foundations", plugin.folder if plugin else "~", label)
 
 
-def refuse_mixed(rows: Sequence[dict], folder: Path) -> None:
+def settings_of(grouped: Mapping[Place, Sequence[Answer]]) -> list[Setting]:
+    """The settings of the rows of a table, each once."""
+    facts = attrgetter(*Setting._fields[1:])
+    found = dict.fromkeys((label, *facts(row)) for (label, _), rows in grouped.items() for row in rows)
+    return [Setting(*setting) for setting in found]
+
+
+def refuse_mixed(settings: Sequence[Setting], folder: Path) -> None:
     """Two protocols in one column are two scales: say what differs, and how to pick one."""
     prints: dict[str, list[str]] = {}
-    for row in rows:
-        if row["protocol"] not in prints.setdefault(row["metric"], []):
-            prints[row["metric"]].append(row["protocol"])
+    for setting in settings:
+        if setting.protocol not in prints.setdefault(setting.metric, []):
+            prints[setting.metric].append(setting.protocol)
     for column, found in prints.items():
         if len(found) > 1:
             a, b = found[:2]
@@ -219,29 +239,51 @@ def refuse_mixed(rows: Sequence[dict], folder: Path) -> None:
             )
 
 
-def merged(rows: Sequence[dict]) -> Entry:
-    """The mean over seeds; a replicate of the mean is the mean of the seeds' replicates."""
-    n = len(rows)
-    replicates = np.array([row["replicates"] for row in rows])
-    return Entry(
-        value=sum(row["value"] for row in rows) / n,
-        replicates=tuple((replicates.sum(0) / n).tolist()),
-        nfe=sum(row["nfe"] or 0.0 for row in rows) / n,
-        nfe_max=max(row["nfe_max"] or 0.0 for row in rows),
-        samples=rows[0]["samples"],
-        rows=tuple(rows),
-    )
+def merged(groups: Sequence[Sequence[Answer]]) -> list[Entry]:
+    """The mean of each group of rows, which are one a seed; a replicate of it is the mean of the seeds'.
+
+    Raises click.ClickException where rows have different numbers of replicates, which nothing can pair.
+    """
+    if not groups:
+        return []
+    counts = np.array([len(rows) for rows in groups])
+    replicates = [row.replicates for rows in groups for row in rows]
+    if len(blocks := {len(of_row) for of_row in replicates}) > 1:
+        row = groups[0][0]
+        raise click.ClickException(
+            f"Rows of {row.metric} on {row.data} have {min(blocks)} to {max(blocks)} replicates, and only as "
+            "many can be compared with as many; `bench run --again` measures them anew."
+        )
+    replicates = np.array(replicates)
+    means = np.add.reduceat(replicates, counts.cumsum() - counts) / counts[:, None]
+    return [
+        Entry(
+            value=sum(row.value for row in rows) / len(rows),
+            replicates=tuple(mean),
+            stderr=error,
+            nfe=sum(row.nfe or 0.0 for row in rows) / len(rows),
+            nfe_max=max(row.nfe_max or 0.0 for row in rows),
+            samples=rows[0].samples,
+            rows=tuple(rows),
+        )
+        for rows, mean, error in zip(groups, means.tolist(), stderrs(means).tolist())
+    ]
 
 
 def notes_of(
-    metric: str, columns: list[str], rows: list[dict], floor: Entry | None, failed: dict
+    metric: str,
+    columns: list[str],
+    settings: Sequence[Setting],
+    entries: Mapping[Place, Entry],
+    floor: Entry | None,
+    failed: dict,
 ) -> list[str]:
     """What a reader must know to read the table, a sentence each."""
     notes = []
-    if rows:
-        counts = " and ".join(f"{n:,}" for n in sorted({row["samples"] for row in rows}))
-        seeds = len({row["seed"] for row in rows})
-        unit = rows[0]["details"].get("unit")
+    if settings:
+        counts = " and ".join(f"{n:,}" for n in sorted({setting.samples for setting in settings}))
+        seeds = len({setting.seed for setting in settings})
+        unit = next(iter(entries.values())).rows[0].details.get("unit")
         notes.append(
             f"{counts} {'test rows' if metric in LIKELIHOODS else 'samples'} a cell, "
             f"{f'{seeds} seeds' if seeds > 1 else 'one seed'}; ± is one standard error (jackknife, 20 blocks)"
@@ -266,12 +308,12 @@ def notes_of(
     return notes + [f"{label} at {budget} failed: {why}" for (label, budget), why in failed.items()]
 
 
-def training_of(measured: Sequence[Labelled]) -> list[str]:
+def training_of(settings: Sequence[Setting]) -> list[str]:
     """What each line's own training saw, the base's apart: a note, if any line was trained."""
     seen: dict[str, set[int]] = {}
-    for label, row in measured:
-        if row["train_images"]:
-            seen.setdefault(label, set()).add(row["train_images"])
+    for setting in settings:
+        if setting.train_images:
+            seen.setdefault(setting.label, set()).add(setting.train_images)
     alike: dict[tuple[int, int], list[str]] = {}
     for label, images in seen.items():
         alike.setdefault((min(images), max(images)), []).append(label)
@@ -282,20 +324,19 @@ def training_of(measured: Sequence[Labelled]) -> list[str]:
     return [f"Images seen in training, beside the base's: {'; '.join(parts)}."] if parts else []
 
 
-def protocols_of(rows: Sequence[dict], folder: Path) -> list[str]:
+def protocols_of(settings: Sequence[Setting], folder: Path) -> list[str]:
     """The protocols that the rows were measured under, a footnote each."""
-    return [
-        described(name, store.protocol(folder, name)) for name in dict.fromkeys(r["protocol"] for r in rows)
-    ]
+    names = dict.fromkeys(setting.protocol for setting in settings)
+    return [described(name, store.protocol(folder, name)) for name in names]
 
 
 def chosen(
-    rows: Sequence[dict],
+    rows: Sequence[Answer],
     category: str | None = None,
     data: str | None = None,
     nfe: Sequence[int] | None = None,
     protocol: str | None = None,
-) -> list[dict]:
+) -> list[Answer]:
     """The rows that meet every condition given; floors go with their data, and the foundations with every
     category.
     """
@@ -309,8 +350,8 @@ def chosen(
     return [
         row
         for row in rows
-        if (names is None or row["method"] in names)
-        and (data is None or row["data"] == data)
-        and (nfe is None or row["budget"] in nfe or row["method"] == FLOOR)
-        and (protocol is None or row["protocol"] == protocol)
+        if (names is None or row.method in names)
+        and (data is None or row.data == data)
+        and (nfe is None or row.budget in nfe or row.method == FLOOR)
+        and (protocol is None or row.protocol == protocol)
     ]

@@ -38,9 +38,9 @@ def estimate(plan: Plan) -> dict[str, float]:
     rows = [
         row
         for row in store.read(plan.request.results)
-        if row["data"] == plan.request.data and row["seconds"] and row["nfe"]
+        if row.data == plan.request.data and row.seconds and row.nfe
     ]
-    speeds = [row["nfe"] * row["samples"] / row["seconds"] for row in rows if row["ask"] == "sample"]
+    speeds = [row.nfe * row.samples / row.seconds for row in rows if row.ask == "sample"]
     speed = float(np.median(speeds)) if speeds else trial_speed(plan)
     images = trainings(plan)
     return {

@@ -12,7 +12,7 @@ import click
 from filelock import FileLock, Timeout
 
 from bench import registry, store
-from bench.job import Cell, Chunk, Readied
+from bench.job import Cell, Chunk, Readied, Row
 from bench.progress import Progress
 from bench.reporting.labels import labels_of
 from bench.reporting.tables import Reading, Table, tables
@@ -243,7 +243,7 @@ class Results:
 
     tables: list[Table]
     baselines: frozenset[str]  # the labels of methods that are there to compare with
-    failed: list[dict]
+    failed: list[Row]
 
 
 def keys_of(plan: Plan) -> set[str]:
@@ -254,7 +254,7 @@ def results(plan: Plan) -> Results:
     """The tables of a plan's cells, from the results folder."""
     keys = keys_of(plan)
     known = registry.plugins(plan.site.plugin_files)
-    rows = [row for row in store.read(plan.site.results) if row["key"] in keys]
-    baselines = {label for label, row in zip(labels_of(rows, known), rows) if row["method"] in plan.baselines}
+    rows = [row for row in store.read(plan.site.results) if row.key in keys]
+    baselines = {label for label, row in zip(labels_of(rows, known), rows) if row.method in plan.baselines}
     found = tables(rows, Reading(plan.site.results, known, everyone=True))
-    return Results(found, frozenset(baselines), [row for row in rows if row["error"]])
+    return Results(found, frozenset(baselines), [row for row in rows if row.error])

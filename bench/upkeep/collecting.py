@@ -61,7 +61,7 @@ def useless(results: Path, cache: Path) -> Iterator[Waste]:
 
 def ended(results: Path) -> set[str]:
     """The keys of cells that were answered or have failed."""
-    return {row["key"] for row in store.read(results)}
+    return {row.key for row in store.read(results)}
 
 
 def half_written(path: Path) -> bool:

@@ -47,16 +47,16 @@ def merge(sources: Sequence[Path], into: Path, dry_run: bool = False) -> list[Ad
         rows = store.read(source)
         if not rows:
             raise click.ClickException(f"{source} holds no rows to merge.")
-        sound = [row for row in rows if row["error"] is None]
+        sound = [row for row in rows if row.error is None]
         for row in sound:
             check(row, source)
-        new = [row for row in sound if (row["key"], row["metric"]) not in done]
-        done |= {(row["key"], row["metric"]) for row in new}
-        pictures = {row["key"]: path for row in new if (path := image_of(source, row["key"])).exists()}
+        new = [row for row in sound if (row.key, row.metric) not in done]
+        done |= {(row.key, row.metric) for row in new}
+        pictures = {row.key: path for row in new if (path := image_of(source, row.key)).exists()}
         for path in pictures.values():
             check_images(path)
-        taken += [Row(**row) for row in new]
-        protocols |= {row["protocol"]: store.protocol(source, row["protocol"]) for row in new}
+        taken += new
+        protocols |= {row.protocol: store.protocol(source, row.protocol) for row in new}
         images |= pictures
         found.append(Adopted(source, len(new), len(sound) - len(new), len(rows) - len(sound), len(pictures)))
     if not dry_run:
@@ -74,48 +74,48 @@ def image_of(folder: Path, key: str) -> Path:
     return folder / "samples" / f"{key}.npz"
 
 
-def check(row: dict, folder: Path) -> None:
+def check(row: Row, folder: Path) -> None:
     """Raise a click.ClickException that says what is wrong with a row, or with the protocol it refers to."""
     check_numbers(row, folder)
-    facts = store.protocol(folder, row["protocol"])
+    facts = store.protocol(folder, row.protocol)
     if not facts:
-        missing = folder / "protocols" / f"{row['protocol']}.json"
+        missing = folder / "protocols" / f"{row.protocol}.json"
         raise click.ClickException(f"{described(row, folder)} refers to {missing}, which is not there.")
-    if fingerprint(facts) != row["protocol"]:
-        raise click.ClickException(f"{folder / 'protocols' / row['protocol']}.json was changed afterwards.")
+    if fingerprint(facts) != row.protocol:
+        raise click.ClickException(f"{folder / 'protocols' / row.protocol}.json was changed afterwards.")
     expected = key_of_fields(row, facts)
-    if expected is not None and expected != row["key"]:
+    if expected is not None and expected != row.key:
         raise click.ClickException(
             f"{described(row, folder)} was changed afterwards: its key is not that of its fields."
         )
 
 
-def check_numbers(row: dict, folder: Path) -> None:
+def check_numbers(row: Row, folder: Path) -> None:
     """Raise a click.ClickException where a row's own numbers cannot be."""
     what = described(row, folder)
-    parse(row["metric"])
-    if not store.PLAIN.fullmatch(row["key"]):
-        raise click.ClickException(f"{what} has {row['key']!r} as its key, which is no name of a cell.")
-    numbers = [row["value"], *row["replicates"]]
+    parse(row.metric)
+    if not store.PLAIN.fullmatch(row.key):
+        raise click.ClickException(f"{what} has {row.key!r} as its key, which is no name of a cell.")
+    numbers = [row.value, *row.replicates]
     if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
         raise click.ClickException(f"{what} holds a value or replicate that is not a finite number.")
-    if len(row["replicates"]) != BLOCKS:
-        raise click.ClickException(f"{what} has {len(row['replicates'])} replicates and needs {BLOCKS}.")
-    if row["nfe"] is not None and row["nfe"] > row["budget"] and row["method"] != FLOOR:
-        raise click.ClickException(f"{what} spent {row['nfe']:g} evaluations, more than its budget.")
+    if len(row.replicates) != BLOCKS:
+        raise click.ClickException(f"{what} has {len(row.replicates)} replicates and needs {BLOCKS}.")
+    if row.nfe is not None and row.nfe > row.budget and row.method != FLOOR:
+        raise click.ClickException(f"{what} spent {row.nfe:g} evaluations, more than its budget.")
 
 
-def described(row: dict, folder: Path) -> str:
-    return f"{folder}: the row of {row['method']} at {row['budget']} NFE, {row['metric']},"
+def described(row: Row, folder: Path) -> str:
+    return f"{folder}: the row of {row.method} at {row.budget} NFE, {row.metric},"
 
 
-def key_of_fields(row: dict, facts: dict) -> str | None:
+def key_of_fields(row: Row, facts: dict) -> str | None:
     """The key a row must have; None where its fields do not tell (given samples, a tolerance found)."""
-    if row["base"] == GIVEN or "tolerance" in row["parameters"]:
+    if row.base == GIVEN or "tolerance" in row.parameters:
         return None
-    same = {name: row[name] for name in Cell.__dataclass_fields__ if name in row}
-    chunk = row["samples"] if row["method"] == FLOOR else facts.get("chunk", 0)
-    rest = {"parameters": canonical(row["parameters"]), "nfe": row["budget"], "chunk": chunk}
+    same = {name: getattr(row, name) for name in Cell.__dataclass_fields__ if hasattr(row, name)}
+    chunk = row.samples if row.method == FLOOR else facts.get("chunk", 0)
+    rest = {"parameters": canonical(row.parameters), "nfe": row.budget, "chunk": chunk}
     return Cell(**same | rest).key
 
 

@@ -59,11 +59,11 @@ def fault_of_row(folder: Path, line: bytes, number: int, sums: set[str] | None) 
         row = store.parsed(line, path, number)
         if sums is not None and store.sum_of(line) not in sums:
             return "was changed since it was written"
-        if row["error"] is None:
+        if row.error is None:
             check_numbers(row, folder)
-            facts = facts_of(folder / "protocols" / f"{row['protocol']}.json")
+            facts = facts_of(folder / "protocols" / f"{row.protocol}.json")
             expected = key_of_fields(row, facts) if facts else None
-            if expected not in (None, row["key"]):
+            if expected not in (None, row.key):
                 return "was changed since it was written: its key is not that of its fields"
     except click.ClickException as error:
         return error.message.removeprefix(f"{path}, line {number} ").split(": `bench verify")[0].rstrip(".")

@@ -57,4 +57,4 @@ def test_an_answer_is_the_last_one_appended_whatever_the_clock_said(tmp_path, mo
     assert bench(*words, "--again", results=tmp_path).exit_code == 0
     from bench import store
 
-    assert {row["time"][:4] for row in store.read(tmp_path) if row["method"] == "ddim"} == {"1970"}
+    assert {row.time[:4] for row in store.read(tmp_path) if row.method == "ddim"} == {"1970"}

@@ -116,7 +116,7 @@ def test_a_disk_that_fails_when_it_is_flushed_loses_nothing(tmp_path, whole, mon
         result = run(tmp_path / "runs")
     assert_said(result)
     rows = store.read(tmp_path / "runs")
-    assert all(row["value"] is not None for row in rows)
+    assert all(row.value is not None for row in rows)
     assert run(tmp_path / "runs").exit_code == 0
     assert facts(tmp_path / "runs") == whole
 

@@ -92,7 +92,7 @@ def method(tmp_path):
 
 
 def failures(folder) -> list[dict]:
-    return [row for row in store.read(folder) if row["error"]]
+    return [row for row in store.read(folder) if row.error]
 
 
 def numbers(folder) -> list:
@@ -124,7 +124,7 @@ def test_a_network_too_large_for_a_single_row_is_said_and_fails_its_cell(tmp_pat
     result = bench("run", "ddim", *SMALL, "--base", f"{path}:make", results=tmp_path / "runs")
     assert result.exit_code == 1 and "Traceback" not in result.output
     (failed,) = failures(tmp_path / "runs")
-    assert "out of memory even at one row" in failed["error"]
+    assert "out of memory even at one row" in failed.error
 
 
 @pytest.mark.parametrize("value", ["torch.nan", "torch.inf"])
@@ -133,8 +133,8 @@ def test_samples_that_are_no_numbers_fail_their_cell_and_no_other(tmp_path, meth
     result = bench("run", "faulty", "ddim", "--plugin", path, *SMALL, results=tmp_path / "runs")
     assert result.exit_code == 1 and "Traceback" not in result.output
     (failed,) = failures(tmp_path / "runs")
-    assert "1 of 80 samples are not finite" in failed["error"]
-    assert any(row["method"] == "ddim" and row["value"] is not None for row in store.read(tmp_path / "runs"))
+    assert "1 of 80 samples are not finite" in failed.error
+    assert any(row.method == "ddim" and row.value is not None for row in store.read(tmp_path / "runs"))
 
 
 def test_a_likelihood_that_is_no_number_fails_its_cell_and_no_other(tmp_path, method):
@@ -142,8 +142,8 @@ def test_a_likelihood_that_is_no_number_fails_its_cell_and_no_other(tmp_path, me
     result = bench("run", "faulty", "--plugin", path, *SMALL, "--metric", "nll", results=tmp_path / "runs")
     assert result.exit_code == 1 and "Traceback" not in result.output
     (failed,) = failures(tmp_path / "runs")
-    assert failed["ask"] == "nll" and "not a number" in failed["error"]
-    assert any(row["ask"] == "sample" and row["value"] is not None for row in store.read(tmp_path / "runs"))
+    assert failed.ask == "nll" and "not a number" in failed.error
+    assert any(row.ask == "sample" and row.value is not None for row in store.read(tmp_path / "runs"))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_whatever_a_method_raises_is_a_sentence_in_its_row(tmp_path, method, err
     result = bench("run", "faulty", "ddim", "--plugin", path, *SMALL, results=tmp_path / "runs")
     assert result.exit_code == 1 and "Traceback" not in result.output
     (failed,) = failures(tmp_path / "runs")
-    assert error.split("(")[0] in failed["error"]
+    assert error.split("(")[0] in failed.error
 
 
 def test_a_failure_answers_nothing_and_is_tried_again(tmp_path, method, monkeypatch):
@@ -174,8 +174,8 @@ def test_a_method_that_hangs_is_stopped_at_its_time_limit(tmp_path, method):
     assert result.exit_code == 1 and "Traceback" not in result.output, result.output
     assert time.monotonic() - began < 200
     (failed,) = failures(tmp_path / "runs")
-    assert failed["method"] == "faulty" and "20 s" in failed["error"]
-    assert any(row["method"] == "ddim" and row["value"] is not None for row in store.read(tmp_path / "runs"))
+    assert failed.method == "faulty" and "20 s" in failed.error
+    assert any(row.method == "ddim" and row.value is not None for row in store.read(tmp_path / "runs"))
 
 
 def test_a_method_that_kills_its_worker_costs_its_cell_and_no_other(tmp_path, method):
@@ -184,5 +184,5 @@ def test_a_method_that_kills_its_worker_costs_its_cell_and_no_other(tmp_path, me
     result = bench(*words, results=tmp_path / "runs")
     assert result.exit_code == 1 and "Traceback" not in result.output, result.output
     (failed,) = failures(tmp_path / "runs")
-    assert failed["method"] == "faulty"
-    assert any(row["method"] == "ddim" and row["value"] is not None for row in store.read(tmp_path / "runs"))
+    assert failed.method == "faulty"
+    assert any(row.method == "ddim" and row.value is not None for row in store.read(tmp_path / "runs"))
