@@ -62,3 +62,4 @@ class Plan:
     skipped: list[str]
     baselines: frozenset[str]
     todo: list[Cell] = field(default_factory=list)
+    protocols: dict[str, dict] = field(default_factory=dict)  # what the cells' fingerprints stand for

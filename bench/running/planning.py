@@ -14,8 +14,9 @@ from bench.cache import canonical, key_of
 from bench.data import Data, load
 from bench.job import BLOCKS, Cell
 from bench.metrics import features
+from bench.metrics.extractor import Extractor
 from bench.metrics.names import METRICS, OF_KIND, column, find
-from bench.metrics.references import imported
+from bench.metrics.references import Reference, imported
 from bench.models import bases, specs
 from bench.models.kept import How
 from bench.progress import Progress
@@ -58,12 +59,10 @@ def planned(
     `train` False plans without training shared models; cells of one that is not there carry a base id that no
     row has. `without` leaves out the methods that need one of these shared models.
     """
-    data = load(request.data)
-    site = site_of(request)
+    data, site = load(request.data), site_of(request)
     chosen = selected(request.selection, data.kinds)
     budgets = {plugin.name: budgets_of(plugin, request, chosen) for plugin, _ in chosen.methods}
-    needs = {plugin.name: plugin.least * rows_of(plugin, request) for plugin, _ in chosen.methods}
-    too_small = [f"{name} takes {needs[name]} evaluations or more" for name in budgets if not budgets[name]]
+    too_small = [least_of(plugin, request) for plugin in plugins_of(chosen) if not budgets[plugin.name]]
     if len(too_small) == len(budgets):
         raise click.ClickException(f"nothing is left to run: {too_small[0]}.")
     methods = [
@@ -71,75 +70,108 @@ def planned(
         for plugin, given in chosen.methods
         if budgets[plugin.name] and not set(without) & set(plugin.recipes)
     ]
-    samples = request.samples or SAMPLES
-    if samples < 2 * BLOCKS:
-        raise click.BadParameter(
-            f"{samples} samples are too few for {BLOCKS} jackknife blocks; ask for {2 * BLOCKS} or more."
-        )
-    held_out = min(request.held_out or len(data.test), len(data.test))
-    if request.held_out and held_out < 2 * BLOCKS:
-        raise click.BadParameter(
-            f"{held_out} held-out rows are too few for {BLOCKS} jackknife blocks; ask for {2 * BLOCKS} "
-            "or more."
-        )
-    metrics = metrics_of(request, data)
-    extractor = reference = None
-    if any(METRICS[name].needs_extractor for name in metrics.get("sample", ())):
-        name = request.extractor or features.default_extractor(data)
-        extractor = features.extractor(name, data, request.device)
-        metrics["sample"] = without_classes(metrics["sample"], extractor, request)
-        reference = imported(request.statistics, extractor, metrics["sample"])
+    counts = counts_of(request, data)
+    metrics, extractor, reference = measures_of(request, data)
     report = progress.report if progress else None
     how = How(site.device, report, request.minutes, request.threads, run=site.run)
     ids = base_ids(request, data, methods, how, train)
+    skipped = [*chosen.skipped, *too_small]
+    plan = Plan(request, data, site, [], metrics, extractor, reference, skipped, chosen.baselines)
     asked = specs.parsed(request.base)
-    cells, skipped = [], [*chosen.skipped, *too_small]
     for plugin, given in methods:
-        parameters = parameters_of(plugin, given)
         for ask in metrics:
             if ask not in plugin.abilities or (ask == "sample" and plugin.name in chosen.only_nll):
                 continue
             if why := "denoiser" in plugin.recipes and asked.unfit(plugin.name, plugin.abilities, ask):
-                skipped.append(why)
+                plan.skipped.append(why)
                 continue
-            count = samples if ask == "sample" else held_out
-            chunk = min(CHUNK, count)
-            dequantise = dequantisation(plugin, parameters)
-            facts = protocol.of(ask, data, extractor, count, chunk, dequantise, reference)
-            facts |= protocol.precise(request.precision)
-            fingerprint = protocol.fingerprint(facts)
-            if train:
-                store.record_protocol(site.results, fingerprint, facts)
-            in_common = {
-                "method": plugin.name,
-                "version": plugin.version,
-                "parameters": canonical(parameters),
-                "data": request.data,
-                "base": registry.joined({name: spec_of(name, request) for name in plugin.recipes}),
-                "base_id": identity_of([ids[name] for name in plugin.recipes]),
-                "train_seed": request.train_seed,
-                "images": training_images(request, plugin, data) if "train" in plugin.abilities else None,
-                "ask": ask,
-                "samples": count,
-                "chunk": chunk,
-                "protocol": fingerprint,
-                "source": plugin.source,
-            }
-            asked_at = itertools.product(request.seeds, budgets[plugin.name])
-            cells += [Cell(**in_common, nfe=nfe, seed=seed) for seed, nfe in asked_at]
-    if not cells and not without and len(skipped) > len(chosen.skipped):
-        raise click.ClickException(f"nothing is left to run: {skipped[-1]}.")
-    plan = Plan(request, data, site, cells, metrics, extractor, reference, skipped, chosen.baselines)
+            plan.cells += cells_of(plan, plugin, given, ask, counts[ask], ids, budgets[plugin.name])
+    if not plan.cells and not without and len(plan.skipped) > len(chosen.skipped):
+        raise click.ClickException(f"nothing is left to run: {plan.skipped[-1]}.")
+    if train:
+        for fingerprint, facts in plan.protocols.items():
+            store.record_protocol(site.results, fingerprint, facts)
     done = set() if request.again else store.answered(request.results)
     answered = lambda cell: all((cell.key, name) in done for name in expected(plan, cell))
-    plan.todo = [cell for cell in cells if not (done and answered(cell))]
+    plan.todo = [cell for cell in plan.cells if not (done and answered(cell))]
     plan.site = replace(site, execution=execution_of(plan))
     return plan
+
+
+def plugins_of(chosen: Chosen) -> list[Plugin]:
+    """The methods chosen, each once however many parameters it was given with."""
+    return list({plugin.name: plugin for plugin, _ in chosen.methods}.values())
+
+
+def counts_of(request: Request, data: Data) -> dict[str, int]:
+    """How many samples, and how many test rows, a cell takes: enough for the jackknife's blocks."""
+    samples, held_out = request.samples or SAMPLES, min(request.held_out or len(data.test), len(data.test))
+    for count, what, asked in ((samples, "samples", True), (held_out, "held-out rows", request.held_out)):
+        if asked and count < 2 * BLOCKS:
+            raise click.BadParameter(
+                f"{count} {what} are too few for {BLOCKS} jackknife blocks; ask for {2 * BLOCKS} or more."
+            )
+    return {"sample": samples, "nll": held_out, "bound": held_out}
+
+
+def measures_of(
+    request: Request, data: Data
+) -> tuple[dict[str, tuple[str, ...]], Extractor | None, Reference | None]:
+    """The metrics by what is asked of a method, the extractor that one of them needs, and the moments that
+    samples are compared with where they are not the data's own.
+    """
+    metrics = metrics_of(request, data)
+    if not any(METRICS[name].needs_extractor for name in metrics.get("sample", ())):
+        return metrics, None, None
+    name = request.extractor or features.default_extractor(data)
+    extractor = features.extractor(name, data, request.device)
+    metrics["sample"] = without_classes(metrics["sample"], extractor, request)
+    return metrics, extractor, imported(request.statistics, extractor, metrics["sample"])
+
+
+def cells_of(
+    plan: Plan,
+    plugin: Plugin,
+    given: dict,
+    ask: str,
+    count: int,
+    ids: dict[str, str],
+    budgets: Sequence[int],
+) -> list[Cell]:
+    """The cells of one method, by seed and budget; their protocol is noted in the plan."""
+    request, data = plan.request, plan.data
+    parameters = parameters_of(plugin, given)
+    chunk, dequantise = min(CHUNK, count), dequantisation(plugin, parameters)
+    facts = protocol.of(ask, data, plan.extractor, count, chunk, dequantise, plan.reference)
+    facts |= protocol.precise(request.precision)
+    fingerprint = protocol.fingerprint(facts)
+    plan.protocols[fingerprint] = facts
+    in_common = {
+        "method": plugin.name,
+        "version": plugin.version,
+        "parameters": canonical(parameters),
+        "data": request.data,
+        "base": registry.joined({name: spec_of(name, request) for name in plugin.recipes}),
+        "base_id": identity_of([ids[name] for name in plugin.recipes]),
+        "train_seed": request.train_seed,
+        "images": training_images(request, plugin, data) if "train" in plugin.abilities else None,
+        "ask": ask,
+        "samples": count,
+        "chunk": chunk,
+        "protocol": fingerprint,
+        "source": plugin.source,
+    }
+    return [Cell(**in_common, nfe=nfe, seed=seed) for seed, nfe in itertools.product(request.seeds, budgets)]
 
 
 def rows_of(plugin: Plugin, request: Request) -> int:
     """The rows that each evaluation of a method takes: two of a base that is guided by itself."""
     return specs.parsed(request.base).rows if "denoiser" in plugin.recipes else 1
+
+
+def least_of(plugin: Plugin, request: Request) -> str:
+    """What a method takes at least, as a sentence that says why it is left out."""
+    return f"{plugin.name} takes {plugin.least * rows_of(plugin, request)} evaluations or more"
 
 
 def budgets_of(plugin: Plugin, request: Request, chosen: Chosen) -> list[int]:
