@@ -226,6 +226,15 @@ def test_every_command_knows_every_precision():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_precision_that_is_imitated_is_said(tmp_path, monkeypatch, knows):
+    able = {"architecture": "x86_64", "avx512_bf16": knows, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    words = ["--data", "mixture2d", "--samples", "40", "--nfe", "2", "--metric", "fid", "--precision", "bf16"]
+    result = bench("run", "ddim", *words, results=tmp_path)
+    assert result.exit_code == 0 and ("imitates bf16" in result.stderr) is not knows
+
+
 def test_only_tf32_has_tf32_on_a_gpu():
     with execution.arithmetic("tf32", "cuda"):
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32

@@ -30,7 +30,7 @@ def train(data, base, images, minutes, seed, device, threads, precision, shard_s
     N processes train it together; that needs the extra multi-gpu.
     """
     from bench.data import load
-    from bench.diffusion.execution import unfit
+    from bench.diffusion.execution import slow, unfit
     from bench.diffusion.team import Uneven, started
     from bench.models import bases
     from bench.progress import Progress
@@ -48,6 +48,8 @@ def train(data, base, images, minutes, seed, device, threads, precision, shard_s
         ) from None
     try:
         with Progress(quiet=not team.leads) as progress:
+            if why := slow(precision, device):
+                progress.note(why)
             how = bases.How(device, progress.report, minutes, threads, precision, shard_size, team)
             _, card = bases.base_of(base, load(data), seed, images, how)
     except Uneven as error:

@@ -70,6 +70,18 @@ def unfit(precision: str, device: str) -> str | None:
     return None
 
 
+def slow(precision: str, device: str) -> str | None:
+    """Why this precision is slower on this device than fp32, in one sentence; None where it is not, and where
+    torch cannot tell.
+    """
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    if precision != "bf16" or device != "cpu" or able.get("architecture") != "x86_64":
+        return None
+    if able.get("avx512_bf16") or able.get("amx_bf16"):
+        return None
+    return "this processor imitates bf16, at about a tenth of the speed of fp32"
+
+
 def settle(precision: str, device: str) -> tuple[bool, bool]:
     """Let this process's GPU have TF32 where that is the precision and only there: torch's own default is
     TF32 in convolutions. Returns what was allowed before, to convolutions and to products.

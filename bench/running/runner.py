@@ -12,6 +12,7 @@ import click
 from filelock import FileLock, Timeout
 
 from bench import registry, store
+from bench.diffusion.execution import slow
 from bench.job import Cell, Chunk, Readied, Row
 from bench.progress import Progress
 from bench.reporting.labels import labels_of
@@ -40,6 +41,8 @@ def run(*methods: str, **settings):
 
 def carried_out(request: Request, progress: Progress) -> Plan:
     """The whole plan of a request, which has been run."""
+    if why := slow(request.precision, request.device):
+        progress.note(why)
     for plan in stages(request, progress):
         execute(plan, progress)
     return plan
