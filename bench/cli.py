@@ -1,6 +1,7 @@
 """The command line. No logic here, and nothing heavy is imported before the command that needs it."""
 
 import atexit
+import io
 import json
 import os
 import sys
@@ -24,6 +25,8 @@ class Group(click.Group):
     """No traceback for what a person can mend."""
 
     def invoke(self, context):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
         try:
             return super().invoke(context)
         except KeyboardInterrupt:

@@ -166,6 +166,11 @@ def test_gc_frees_by_age(place):
     assert not old.exists() and list(place.glob("cache/models/*/model.safetensors"))
 
 
+def test_a_file_name_that_is_no_text_is_printed_all_the_same(tmp_path):
+    found = bench("doctor", results=tmp_path / "\udcff")
+    assert found.exit_code == 0 and r"\udcff" in found.output
+
+
 def test_doctor_says_what_is_here_and_fails_on_what_is_wrong(tmp_path):
     sound = bench("doctor", "--format", "json", results=tmp_path)
     findings = {found["what"]: found for found in json.loads(sound.output)}
