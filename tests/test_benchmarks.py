@@ -8,9 +8,9 @@ import torch
 from click.testing import CliRunner
 
 from bench import store
-from bench.job import Row
 from bench.metrics.moments import Moments
 from bench.metrics.references import Reference
+from bench.rows import Row
 from benchmarks import __main__ as command
 from benchmarks import costs, frechet, rows, with_diffusers
 from benchmarks.record import Record, fitted, ratio, turns

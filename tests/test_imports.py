@@ -11,6 +11,7 @@ READ = {  # what reads rows and measures nothing
     "bench.metrics",
     "bench.protocol",
     "bench.registry",
+    "bench.rows",
     "bench.selection",
     "bench.statistics",
     "bench.store",
@@ -26,7 +27,8 @@ ALLOWED = {  # the start of a module's name -> what of ours it may import; the l
     "bench.literature": {*READ, "bench.literature", "bench.reporting"},
     "bench.reporting": {*READ, "bench.literature", "bench.reporting", "bench.data"},
     "bench.job": {"bench.cache"},
-    "bench.store": {"bench.job", "bench.protocol"},
+    "bench.rows": {"bench.cache"},
+    "bench.store": {"bench.protocol", "bench.rows"},
     "bench.running.executors": {"bench.job", "bench.running.crews"},
     "bench.running.crews": set(),
     "bench.statistics": set(),
@@ -34,7 +36,7 @@ ALLOWED = {  # the start of a module's name -> what of ours it may import; the l
     "bench.registry": set(),
 }
 HEAVY = {"torch", "pandas", "torchvision", "torch_fidelity", "sklearn", "diffusers", "zoo"}
-LIGHT = ("cli", "method", "registry", "taxonomy", "cache", "scaffold", "job")
+LIGHT = ("cli", "method", "registry", "taxonomy", "cache", "scaffold", "job", "rows")
 
 
 def imported(path: Path, everywhere: bool = True) -> set[str]:

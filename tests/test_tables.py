@@ -8,9 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from bench import registry
-from bench.job import Row
 from bench.reporting.rendering import render, rounded
 from bench.reporting.tables import Reading, tables
+from bench.rows import Row
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(size=20)

@@ -30,9 +30,9 @@ def table(
 ) -> None:
     """Tables of what was measured."""
     from bench import store
-    from bench.job import Answer
     from bench.reporting.rendering import render
     from bench.reporting.tables import Reading, chosen, tables
+    from bench.rows import Answer
 
     folder = folder_of(results, reference)
     if write or stale:

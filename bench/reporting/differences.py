@@ -8,12 +8,12 @@ import click
 
 from bench import store
 from bench.cache import canonical
-from bench.job import Row
 from bench.metrics.names import METRICS, parse
 from bench.protocol import difference as protocol_difference
 from bench.reporting.rendering import plus_minus, rounded
 from bench.reporting.sheets import Cell, Sheet
 from bench.reporting.tables import FLOOR, Entry, merged, standing
+from bench.rows import Row
 from bench.statistics import Difference, holm, paired_difference
 
 LEVEL = 0.05

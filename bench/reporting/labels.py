@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from bench.job import Answer
 from bench.registry import Plugin
+from bench.rows import Answer
 
 
 def identity(row: Answer) -> tuple:

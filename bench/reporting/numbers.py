@@ -6,13 +6,13 @@ import shlex
 from collections.abc import Sequence
 
 from bench.cache import canonical
-from bench.job import Row
 from bench.metrics.names import parse
 from bench.registry import Plugin
 from bench.reporting.labels import changed
 from bench.reporting.rendering import is_bound, rounded, set_apart
 from bench.reporting.series import BETTER, Column, Line, Point, place_of
 from bench.reporting.tables import FLOOR
+from bench.rows import Row
 from bench.statistics import bias_corrected
 
 FIELDS = (

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from bench import store
 from bench.cache import whole
-from bench.job import BLOCKS, Cell, Chunk, Readied, Row
+from bench.job import BLOCKS, Cell, Chunk, Readied
 from bench.metrics.fidelity import measure
 from bench.metrics.jackknife import Measured, of_mean
 from bench.metrics.likelihood import measure_excess, measure_nll
 from bench.reporting.tables import FLOOR
+from bench.rows import Row
 from bench.running.chunks import read_chunk
 from bench.running.plan import Plan, Request
 from bench.running.planning import CHUNK, SAMPLES, expected, named

@@ -13,10 +13,11 @@ from filelock import FileLock, Timeout
 
 from bench import registry, store
 from bench.diffusion.execution import slow
-from bench.job import Cell, Chunk, Readied, Row
+from bench.job import Cell, Chunk, Readied
 from bench.progress import Progress
 from bench.reporting.labels import labels_of
 from bench.reporting.tables import Reading, Table, tables
+from bench.rows import Row
 from bench.running import tasks
 from bench.running.chunks import read_chunk, write_chunk
 from bench.running.executors import Executor, Lost

@@ -15,12 +15,13 @@ from bench import protocol, store
 from bench.cache import key_of
 from bench.data import Data, load
 from bench.data.folder import channels_first, read_npz
-from bench.job import BLOCKS, Row
+from bench.job import BLOCKS
 from bench.metrics import features
 from bench.metrics.fidelity import measure
 from bench.metrics.jackknife import Measured
 from bench.metrics.names import METRICS, PAIRS, find
 from bench.metrics.references import Reference, imported
+from bench.rows import Row
 from bench.statistics import bias_corrected, stderr
 
 CHUNK = 500

@@ -11,10 +11,11 @@ import click
 from bench import store
 from bench.cache import canonical, whole
 from bench.data.folder import read_npz
-from bench.job import BLOCKS, Cell, Row
+from bench.job import BLOCKS, Cell
 from bench.metrics.names import parse
 from bench.protocol import fingerprint
 from bench.reporting.tables import FLOOR
+from bench.rows import Row
 
 GIVEN = "given samples"  # the base of rows that `bench score` appends; their key holds the samples' sha256
 MOST_IMAGES = 64  # kept beside one cell
