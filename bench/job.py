@@ -1,4 +1,4 @@
-"""Cell and Chunk: the unit of a question and of work; that of an answer is `rows.Row`."""
+"""Cell and Chunk: the unit of a question and of work; that of an answer is `row.Row`."""
 
 import math
 from dataclasses import dataclass, field

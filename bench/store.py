@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from bench.cache import flush_folder, write_json
-from bench.rows import SCHEMA, Answer, Row
+from bench.row import SCHEMA, Answer, Row
 
 Kind = TypeVar("Kind", bound=Answer)
 PLAIN = re.compile(r"\w[\w-]{0,63}", re.ASCII)  # a key, a protocol: a file's name, never a path

@@ -4,7 +4,7 @@ import numpy as np
 
 from bench import registry, store
 from bench.cache import key_of
-from bench.rows import Row
+from bench.row import Row
 
 PROTOCOL = "aaaaaaaaaaaa"
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>'

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from bench import store
 from bench.metrics.moments import Moments
 from bench.metrics.references import Reference
-from bench.rows import Row
+from bench.row import Row
 from benchmarks import __main__ as command
 from benchmarks import costs, frechet, rows, with_diffusers
 from benchmarks.record import Record, fitted, ratio, turns

@@ -13,7 +13,7 @@ from bench.cache import canonical
 from bench.cli import main
 from bench.job import Cell
 from bench.reporting.differences import compare
-from bench.rows import Row
+from bench.row import Row
 from bench.upkeep.merging import merge
 
 FACTS = {"samples": 2000, "chunk": 500, "extractor": "digits"}

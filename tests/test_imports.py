@@ -11,7 +11,7 @@ READ = {  # what reads rows and measures nothing
     "bench.metrics",
     "bench.protocol",
     "bench.registry",
-    "bench.rows",
+    "bench.row",
     "bench.selection",
     "bench.statistics",
     "bench.store",
@@ -27,8 +27,8 @@ ALLOWED = {  # the start of a module's name -> what of ours it may import; the l
     "bench.literature": {*READ, "bench.literature", "bench.reporting"},
     "bench.reporting": {*READ, "bench.literature", "bench.reporting", "bench.data"},
     "bench.job": {"bench.cache"},
-    "bench.rows": {"bench.cache"},
-    "bench.store": {"bench.protocol", "bench.rows"},
+    "bench.row": {"bench.cache"},
+    "bench.store": {"bench.protocol", "bench.row"},
     "bench.running.executors": {"bench.job", "bench.running.crews"},
     "bench.running.crews": set(),
     "bench.statistics": set(),
@@ -36,7 +36,7 @@ ALLOWED = {  # the start of a module's name -> what of ours it may import; the l
     "bench.registry": set(),
 }
 HEAVY = {"torch", "pandas", "torchvision", "torch_fidelity", "sklearn", "diffusers", "zoo"}
-LIGHT = ("cli", "method", "registry", "taxonomy", "cache", "scaffold", "job", "rows")
+LIGHT = ("cli", "method", "registry", "taxonomy", "cache", "scaffold", "job", "row")
 
 
 def imported(path: Path, everywhere: bool = True) -> set[str]:

@@ -12,7 +12,7 @@ from measured_rows import HOSTILE, measured, row
 from running import ROOT, bench
 
 from bench import store
-from bench.rows import Row
+from bench.row import Row
 
 SOURCES = sorted(path for folder in ("bench", "zoo") for path in (ROOT / folder).rglob("*.py"))
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

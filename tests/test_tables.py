@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from bench import registry
 from bench.reporting.rendering import render, rounded
 from bench.reporting.tables import Reading, tables
-from bench.rows import Row
+from bench.row import Row
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(size=20)

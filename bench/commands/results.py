@@ -32,7 +32,7 @@ def table(
     from bench import store
     from bench.reporting.rendering import render
     from bench.reporting.tables import Reading, chosen, tables
-    from bench.rows import Answer
+    from bench.row import Answer
 
     folder = folder_of(results, reference)
     if write or stale:

@@ -13,7 +13,7 @@ from bench.protocol import difference as protocol_difference
 from bench.reporting.rendering import plus_minus, rounded
 from bench.reporting.sheets import Cell, Sheet
 from bench.reporting.tables import FLOOR, Entry, merged, standing
-from bench.rows import Row
+from bench.row import Row
 from bench.statistics import Difference, holm, paired_difference
 
 LEVEL = 0.05

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bench.registry import Plugin
-from bench.rows import Answer
+from bench.row import Answer
 
 
 def identity(row: Answer) -> tuple:

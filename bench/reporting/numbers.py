@@ -12,7 +12,7 @@ from bench.reporting.labels import changed
 from bench.reporting.rendering import is_bound, rounded, set_apart
 from bench.reporting.series import BETTER, Column, Line, Point, place_of
 from bench.reporting.tables import FLOOR
-from bench.rows import Row
+from bench.row import Row
 from bench.statistics import bias_corrected
 
 FIELDS = (

@@ -16,7 +16,7 @@ from bench.reporting.cards_in_html import cards, table
 from bench.reporting.numbers import embedded, environments, failures, numbers
 from bench.reporting.samples import Shelf
 from bench.reporting.series import Column, columns_of, reading_of
-from bench.rows import Row
+from bench.row import Row
 
 PARTS = Path(__file__).parent
 PICTURES = 2_400_000  # bytes of PNG at most, which as base64 are 3.2 MB of the page's 5

@@ -11,7 +11,7 @@ from bench import registry, taxonomy
 from bench.metrics.names import METRICS, Metric
 from bench.reporting.labels import identity
 from bench.reporting.tables import Entry, Reading, Table, tables
-from bench.rows import Row
+from bench.row import Row
 from bench.statistics import interval, stderr
 
 BASELINES = "foundations"  # the folder whose methods are drawn in grey beside the others

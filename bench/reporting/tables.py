@@ -14,7 +14,7 @@ from bench.metrics.names import METRICS, parse
 from bench.protocol import described, difference
 from bench.registry import Plugin
 from bench.reporting.labels import labels_of
-from bench.rows import Answer
+from bench.row import Answer
 from bench.statistics import bias_corrected, stderr, stderrs, ties
 
 FLOOR = "real data"

@@ -17,7 +17,7 @@ from bench.job import Cell, Chunk, Readied
 from bench.progress import Progress
 from bench.reporting.labels import labels_of
 from bench.reporting.tables import Reading, Table, tables
-from bench.rows import Row
+from bench.row import Row
 from bench.running import tasks
 from bench.running.chunks import read_chunk, write_chunk
 from bench.running.executors import Executor, Lost

@@ -21,7 +21,7 @@ from bench.metrics.fidelity import measure
 from bench.metrics.jackknife import Measured
 from bench.metrics.names import METRICS, PAIRS, find
 from bench.metrics.references import Reference, imported
-from bench.rows import Row
+from bench.row import Row
 from bench.statistics import bias_corrected, stderr
 
 CHUNK = 500

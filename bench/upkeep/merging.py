@@ -15,7 +15,7 @@ from bench.job import BLOCKS, Cell
 from bench.metrics.names import parse
 from bench.protocol import fingerprint
 from bench.reporting.tables import FLOOR
-from bench.rows import Row
+from bench.row import Row
 
 GIVEN = "given samples"  # the base of rows that `bench score` appends; their key holds the samples' sha256
 MOST_IMAGES = 64  # kept beside one cell
