@@ -8,9 +8,16 @@ from bench.cache import canonical
 
 SCHEMA = 1
 Number = int | float
+UNMEASURED = {  # what stands in a row for what nobody measured or noted
+    **dict.fromkeys(("nfe", "nfe_max", "seconds", "memory", "error")),
+    **dict.fromkeys(("extra", "jvps", "vjps", "train_seconds"), 0.0),
+    **dict.fromkeys(("train_images", "train_rows", "threads"), 0),
+    **dict.fromkeys(("start", "source", "device", "host", "commit", "time"), ""),
+    **{"replicates": [], "details": {}, "versions": {}, "schema": SCHEMA},
+}
 
 
-class Answer(msgspec.Struct, frozen=True, gc=False):
+class Answer(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One measured number with its jackknife replicates and what it is a number of: as much of a row as
     tables need.
 
@@ -33,37 +40,42 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     protocol: str
     metric: str
     value: Number | None
-    replicates: list[Number] = []
-    nfe: Number | None = None
-    nfe_max: Number | None = None
-    seconds: Number | None = None  # of drawing; the median chunk counts, not the first one's warming up
-    train_images: Number = 0
-    train_seconds: Number = 0.0
-    train_rows: Number = 0  # evaluations spent on search and estimation
-    details: dict = {}
-    error: str | None = None
-    schema: Literal[SCHEMA] = SCHEMA
+    replicates: list[Number]
+    nfe: Number | None
+    nfe_max: Number | None
+    seconds: Number | None  # of drawing; the median chunk counts, not the first one's warming up
+    train_images: Number
+    train_seconds: Number
+    train_rows: Number  # evaluations spent on search and estimation
+    details: dict
+    error: str | None
+    schema: Literal[SCHEMA]
 
     def __post_init__(self) -> None:
         if self.value is None and self.error is None:
             raise ValueError("neither a value nor an error")
 
 
-class Row(Answer, frozen=True, gc=False, forbid_unknown_fields=True):
+class Row(Answer, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
     """An answer with all that is known of how it came about."""
 
-    extra: Number = 0.0
-    jvps: Number = 0.0
-    vjps: Number = 0.0
-    memory: Number | None = None
-    start: str = ""
-    source: str = ""
-    versions: dict = {}
-    device: str = ""
-    threads: int = 0
-    host: str = ""
-    commit: str = ""
-    time: str = ""
+    extra: Number
+    jvps: Number
+    vjps: Number
+    memory: Number | None
+    start: str
+    source: str
+    versions: dict
+    device: str
+    threads: int
+    host: str
+    commit: str
+    time: str
+
+    @classmethod
+    def of(cls, **facts) -> "Row":
+        """A row of these facts, UNMEASURED in the others; a line in a file has them all."""
+        return cls(**UNMEASURED | facts)
 
     def line(self) -> str:
         return canonical(msgspec.structs.asdict(self))

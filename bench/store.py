@@ -151,7 +151,16 @@ def parsed(line: bytes, path: Path, number: int, kind: type[Kind] = Row) -> Kind
         if isinstance(facts, dict) and "key" in facts and facts.get("schema") != SCHEMA:
             has = f"has schema {facts.get('schema')!r}; this version reads {SCHEMA}"
             raise click.ClickException(f"{where} {has}.") from None
-        raise click.ClickException(f"{where} is not a row of this version: {error}.") from None
+        raise click.ClickException(f"{where} {fault_of(facts, str(error))}.") from None
+
+
+def fault_of(facts: object, error: str) -> str:
+    """What msgspec found wrong with a row, as the end of a sentence."""
+    if found := re.search(r"missing required field `(\w+)`", error):
+        return f"lacks {found[1]}"
+    if found := re.search(r"at `\$\.(\w+)", error):
+        return f"has {facts[found[1]]!r:.60} as its {found[1]}"
+    return f"is not a row of this version: {error}"
 
 
 class Answers:

@@ -24,7 +24,7 @@ def row(method: str, metric: str, budget: int, value: float | None, **facts) -> 
         "device": "x86_64", "threads": 1, "time": "2026-01-02T03:04:05Z", "commit": "abc",
         "versions": {"torch": "2"},
     }  # fmt: skip
-    return Row(**usual | facts)
+    return Row.of(**usual | facts)
 
 
 def measured(folder, hostile: bool = False, data: str = "mixture-digits"):

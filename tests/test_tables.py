@@ -39,7 +39,7 @@ def row(method="ddim", budget=10, value=5.0, metric="fid[digits]", noise=NOISE, 
         "nfe_max": float(budget),
         "details": {"unit": "bits/dim"} if metric.startswith("nll") else {},
     }
-    return Row(**(facts | more))
+    return Row.of(**(facts | more))
 
 
 def only(rows, **settings):

@@ -159,7 +159,7 @@ def row_of(
     trained = cell.images is not None
     n = sum(chunk.n for chunk in chunks) or 1
     drawn_on = {chunk.readied.device for chunk in chunks} - {""}
-    return Row(
+    return Row.of(
         key=cell.key,
         method=cell.method,
         version=cell.version,

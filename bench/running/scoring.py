@@ -95,7 +95,7 @@ def adopted(
     store.append(
         folder,
         [
-            Row(
+            Row.of(
                 key=key,
                 method=name,
                 version=1,
