@@ -186,7 +186,7 @@ class Answers:
             file.seek(self.end)
             more = file.read()
         lines = more.split(b"\n")[:-1]
-        for line, row in zip(lines, rows_of(lines, self.path, self.lines + 1, Answer)):
+        for line, row in zip(lines, rows_of(lines, self.path, self.lines + 1)):
             self.lines, self.end = self.lines + 1, self.end + len(line) + 1
             if row.error is None and not row.details.get("capped"):
                 self.pairs.add((row.key, row.metric))

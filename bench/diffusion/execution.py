@@ -74,10 +74,10 @@ def slow(precision: str, device: str) -> str | None:
     """Why this precision is slower on this device than fp32, in one sentence; None where it is not, and where
     torch cannot tell.
     """
-    able = getattr(torch.cpu, "get_capabilities", dict)()
-    if precision != "bf16" or device != "cpu" or able.get("architecture") != "x86_64":
+    if precision != "bf16" or device != "cpu":
         return None
-    if able.get("avx512_bf16") or able.get("amx_bf16"):
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    if able.get("architecture") != "x86_64" or able.get("avx512_bf16") or able.get("amx_bf16"):
         return None
     return "this processor imitates bf16, at about a tenth of the speed of fp32"
 

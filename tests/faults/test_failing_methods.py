@@ -8,6 +8,7 @@ import pytest
 from running import bench, facts
 
 from bench import store
+from bench.row import Row
 
 pytestmark = pytest.mark.faults
 SMALL = (
@@ -91,7 +92,7 @@ def method(tmp_path):
     return written
 
 
-def failures(folder) -> list[dict]:
+def failures(folder) -> list[Row]:
     return [row for row in store.read(folder) if row.error]
 
 
