@@ -7,6 +7,7 @@ import msgspec
 from bench.cache import canonical
 
 SCHEMA = 1
+FLOOR = "real data"  # as the method of a row: what held-out data score
 Number = int | float
 UNMEASURED = {  # what stands in a row for what nobody measured or noted
     **dict.fromkeys(("nfe", "nfe_max", "seconds", "memory", "error")),
@@ -54,6 +55,11 @@ class Answer(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     def __post_init__(self) -> None:
         if self.value is None and self.error is None:
             raise ValueError("neither a value nor an error")
+
+    @property
+    def hyper_parameters(self) -> dict:
+        """The parameters but the tolerance, which the harness finds for each budget."""
+        return {name: value for name, value in self.parameters.items() if name != "tolerance"}
 
 
 class Row(Answer, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):

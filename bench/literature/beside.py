@@ -13,9 +13,10 @@ from bench import store, taxonomy
 from bench.literature import published
 from bench.literature.views import MARKS, name_of, number, record, text, variant
 from bench.metrics.names import parse
+from bench.reporting.entries import Entry
 from bench.reporting.rendering import cell as cell_text
 from bench.reporting.sheets import Cell, Sheet
-from bench.reporting.tables import LIKELIHOODS, Entry, Reading, Table
+from bench.reporting.tables import LIKELIHOODS, Reading, Table
 from bench.selection import entry_of
 
 PUBLISHED = ("fid", "is", "nll")
@@ -181,9 +182,7 @@ def why_they_differ(ours: Entry, theirs, folder: Path) -> Iterator[Reason]:
         if facts.get("reference", "train") != "train":
             yield Reason("reference", facts["reference"], "the training images")
     if text(theirs["variant"]):
-        settings = [
-            f"{name}={value}" for name, value in sorted(row.parameters.items()) if name != "tolerance"
-        ]
+        settings = [f"{name}={value}" for name, value in sorted(row.hyper_parameters.items())]
         yield Reason("grid", f"{row.method} with {', '.join(settings) or 'defaults'}", theirs["variant"])
     convention = CONVENTIONS.get(theirs["method"])
     if convention or abs(ours.nfe - row.budget) > 0.5:

@@ -10,10 +10,10 @@ from bench import store
 from bench.cache import canonical
 from bench.metrics.names import METRICS, parse
 from bench.protocol import difference as protocol_difference
+from bench.reporting.entries import Entry, merged, standing
 from bench.reporting.rendering import plus_minus, rounded
 from bench.reporting.sheets import Cell, Sheet
-from bench.reporting.tables import FLOOR, Entry, merged, standing
-from bench.row import Row
+from bench.row import FLOOR, Row
 from bench.statistics import Difference, holm, paired_difference
 
 LEVEL = 0.05
@@ -52,13 +52,12 @@ class Comparison:
 
 def identity(row: Row) -> Identity:
     """The question of a row but for its seed: not the plugin's version nor the code's, which may change."""
-    parameters = {name: value for name, value in row.parameters.items() if name != "tolerance"}
     return (
         *(
             getattr(row, name)
             for name in ("method", "data", "base", "base_id", "train_seed", "images", "ask")
         ),
-        *(row.budget, row.samples, row.protocol, row.metric, canonical(parameters)),
+        *(row.budget, row.samples, row.protocol, row.metric, canonical(row.hyper_parameters)),
     )
 
 

@@ -8,11 +8,10 @@ from bench.row import Answer
 
 def identity(row: Answer) -> tuple:
     """What tells one line from another: the method, its parameters, its base and what it was trained on."""
-    parameters = {name: value for name, value in row.parameters.items() if name != "tolerance"}
     return (
         row.method,
         row.version,
-        repr(sorted(parameters.items())),
+        repr(sorted(row.hyper_parameters.items())),
         row.base_id,
         row.images,
         row.ask == "bound",  # which some methods have beside a likelihood, at the same budgets
@@ -31,7 +30,7 @@ def labels_of(rows: Sequence[Answer], known: dict[str, Plugin]) -> list[str]:
         bases.setdefault(row.method, set()).add(row.base_id)
     for line, row in {lines[key]: row for key, row in last.items()}.items():
         plugin = known.get(row.method)
-        inside = changed(row.parameters, plugin) if plugin else []
+        inside = changed(row.hyper_parameters, plugin) if plugin else []
         if len(bases[row.method]) > 1:
             inside.append(f"base {row.base_id.removeprefix('exact:')[:6]}")
         if row.ask == "bound":
@@ -53,5 +52,5 @@ def changed(parameters: dict, plugin: Plugin) -> list[str]:
     return [
         f"{name}={value}"
         for name, value in parameters.items()
-        if name != "tolerance" and name in plugin.parameters and plugin.parameters[name][1] != value
+        if name in plugin.parameters and plugin.parameters[name][1] != value
     ]

@@ -11,8 +11,7 @@ from bench.registry import Plugin
 from bench.reporting.labels import changed
 from bench.reporting.rendering import is_bound, rounded, set_apart
 from bench.reporting.series import BETTER, Column, Line, Point, place_of
-from bench.reporting.tables import FLOOR
-from bench.row import Row
+from bench.row import FLOOR, Row
 from bench.statistics import bias_corrected
 
 FIELDS = (
@@ -105,7 +104,8 @@ def command_of(rows: Sequence[Row], known: dict[str, Plugin], asked: dict[str, l
         words = ["bench", "score", file, "--data", row.data, "--method", row.method, *claimed]
         return shlex.join(words)
     plugin = known.get(row.method)
-    settings = changed(row.parameters, plugin) if plugin else [f"{k}={v}" for k, v in row.parameters.items()]
+    given = row.hyper_parameters
+    settings = changed(given, plugin) if plugin else [f"{k}={v}" for k, v in given.items()]
     words = ["bench", "run", ":".join([row.method, *settings])]
     words += [] if plugin else ["--plugin", f"{row.method}.py"]
     words += ["--data", row.data]

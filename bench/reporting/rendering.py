@@ -5,8 +5,10 @@ import math
 from collections.abc import Collection, Sequence
 
 from bench.metrics.names import METRICS
-from bench.reporting.tables import FLOOR, Entry, Table
+from bench.reporting.entries import Entry
+from bench.reporting.tables import Table
 from bench.reporting.typesetting import PACKAGES, escaped, typeset
+from bench.row import FLOOR
 from bench.statistics import bias_corrected
 
 FORMATS = ("md", "latex", "csv", "json")

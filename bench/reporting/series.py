@@ -9,8 +9,9 @@ import numpy as np
 
 from bench import registry, taxonomy
 from bench.metrics.names import METRICS, Metric
+from bench.reporting.entries import Entry
 from bench.reporting.labels import identity
-from bench.reporting.tables import Entry, Reading, Table, tables
+from bench.reporting.tables import Reading, Table, tables
 from bench.row import Row
 from bench.statistics import interval, stderr
 

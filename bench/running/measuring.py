@@ -22,8 +22,7 @@ from bench.job import BLOCKS, Cell, Chunk, Readied
 from bench.metrics.fidelity import measure
 from bench.metrics.jackknife import Measured, of_mean
 from bench.metrics.likelihood import measure_excess, measure_nll
-from bench.reporting.tables import FLOOR
-from bench.row import Row
+from bench.row import FLOOR, Row
 from bench.running.chunks import read_chunk
 from bench.running.plan import Plan, Request
 from bench.running.planning import CHUNK, SAMPLES, expected, named

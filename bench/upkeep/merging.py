@@ -14,8 +14,7 @@ from bench.data.folder import read_npz
 from bench.job import BLOCKS, Cell
 from bench.metrics.names import parse
 from bench.protocol import fingerprint
-from bench.reporting.tables import FLOOR
-from bench.row import Row
+from bench.row import FLOOR, Row
 
 GIVEN = "given samples"  # the base of rows that `bench score` appends; their key holds the samples' sha256
 MOST_IMAGES = 64  # kept beside one cell
