@@ -85,3 +85,23 @@ def test_generators_of_neighbouring_numbers_are_unrelated():
     draws = torch.stack([torch.randn(4000, generator=training.seeded(a, b)) for a in (0, 1) for b in (0, 1)])
     correlation = torch.corrcoef(draws) - torch.eye(4)
     assert correlation.abs().max() < 0.06
+
+
+def test_a_batch_taken_in_parts_steps_as_a_whole_one():
+    def fitted(at_once: int | None) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+        most = []
+
+        def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
+            most.append(len(x0))
+            return (model(x0.double()) - x0.double() ** 2).squeeze(1) ** 2
+
+        training.fit(loss, model, DATA, 2000, batch=20, at_once=at_once)
+        assert max(most) == (at_once or 20)
+        return model
+
+    whole = fitted(None)
+    for at_once in (7, 20):
+        parts = zip(whole.parameters(), fitted(at_once).parameters(), strict=True)
+        assert all(torch.allclose(p, q, rtol=1e-9, atol=1e-12) for p, q in parts)

@@ -6,6 +6,7 @@ distribution over the levels of every token. Where the data is a known chain, th
 its place.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -34,6 +35,11 @@ class TokenDenoiser(nn.Module):
     @property
     def exact(self) -> bool:
         return isinstance(self.net.net, ExactTokens)
+
+    @property
+    def at_once(self) -> int:
+        """How many rows are worked on at once, that their tables of states fit a CPU's caches."""
+        return fitting(self.shape, self.kernel.states)
 
     def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
         t = torch.as_tensor(t, dtype=torch.float64)
@@ -164,4 +170,8 @@ def grid(steps: int, nfe: int) -> Tensor:
 
 def pieces(x: Tensor, states: int) -> Iterator[Tensor]:
     """The rows of x, so many at once as fit a table of their states."""
-    return iter(x.split(max(1, ENTRIES // (x[0].numel() * states))))
+    return iter(x.split(fitting(x.shape[1:], states)))
+
+
+def fitting(shape: tuple[int, ...], states: int) -> int:
+    return max(1, ENTRIES // (math.prod(shape) * states))

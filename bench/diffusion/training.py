@@ -85,6 +85,7 @@ def fit(
     decay: float = 0.3,
     clip: float = 1.0,
     labels: Tensor | None = None,
+    at_once: int | None = None,
 ) -> nn.Module:
     """Fit the model's trainable parameters in place, ending on their exponential moving average.
 
@@ -92,16 +93,22 @@ def fit(
     ema: half-life of the average as a share of the images seen so far (EDM2's power-function idea: early
     weights are forgotten). warmup, decay: shares of the budget over which the learning rate rises and, at
     the end, falls to zero. labels: one a training row; the loss is given its rows' as a third argument.
+    at_once: rows that a CPU gives the loss at once, whose gradients add up to the batch's: for losses that
+    make tables too great for its caches.
     """
     run = CURRENT.get() or Session()
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.Adam(weights.values(), lr=lr, betas=(0.9, 0.99), fused=True)
 
     def update(x0: Tensor, generator: torch.Generator, step: int, total: int, *told: Tensor) -> Tensor:
-        with mixed(run.precision, run.device):
-            value = loss(x0, generator, *told).mean()
         optimiser.zero_grad(set_to_none=True)
-        value.backward()
+        size = at_once if at_once and run.device == "cpu" else len(x0)
+        value = torch.zeros((), device=x0.device)
+        for part, *of_part in zip(*(rows.split(size) for rows in (x0, *told))):
+            with mixed(run.precision, run.device):
+                mean = loss(part, generator, *of_part).mean() * (len(part) / len(x0))
+            mean.backward()
+            value += mean.detach()
         run.team.average(weights.values())
         for group in optimiser.param_groups:
             group["lr"] = lr * ramp(step / total, warmup, decay)

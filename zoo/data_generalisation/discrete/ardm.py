@@ -48,7 +48,7 @@ class ARDM(Method):
             return self.term(model, x0, torch.randint(data.dim, (len(x0),)))
 
         if not model.exact:
-            fit(loss, model, data, images, lr=2e-3)
+            fit(loss, model, data, images, lr=2e-3, at_once=model.at_once)
         self.estimate(model, data)
 
     @torch.no_grad()

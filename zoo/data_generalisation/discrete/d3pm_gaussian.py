@@ -49,7 +49,7 @@ class D3PMGaussian(Method):
     def train(self, model: TokenDenoiser, base: None, data, images: int, nfe: int) -> None:
         if not model.exact:
             loss = lambda x0, generator: step_loss(model, x0, self.steps, self.auxiliary)
-            fit(loss, model, data, images, lr=2e-3)
+            fit(loss, model, data, images, lr=2e-3, at_once=model.at_once)
 
     def sample(self, model: TokenDenoiser, x: Tensor, nfe: int) -> Tensor:
         return ancestral(model, x, self.times(model, nfe), self.last)

@@ -41,7 +41,7 @@ class D3PMUniform(Method):
     def train(self, model: TokenDenoiser, base: None, data, images: int, nfe: int) -> None:
         if not model.exact:
             loss = lambda x0, generator: step_loss(model, x0, self.steps, self.auxiliary)
-            fit(loss, model, data, images, lr=2e-3)
+            fit(loss, model, data, images, lr=2e-3, at_once=model.at_once)
 
     def sample(self, model: TokenDenoiser, x: Tensor, nfe: int) -> Tensor:
         return ancestral(model, x, grid(self.steps, nfe), self.last)

@@ -48,7 +48,7 @@ class MDLM(Method):
             return self.term(model, x0, self.soonest + (1 - self.soonest) * spread) / x0[0].numel()
 
         if not model.exact:
-            fit(loss, model, data, images, lr=2e-3)
+            fit(loss, model, data, images, lr=2e-3, at_once=model.at_once)
 
     def sample(self, model: TokenDenoiser, x: Tensor, nfe: int) -> Tensor:
         return torch.cat([self.filled(model, piece, nfe) for piece in pieces(x, model.kernel.states)])

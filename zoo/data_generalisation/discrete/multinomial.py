@@ -47,7 +47,7 @@ class MultinomialDiffusion(Method):
             self.remember(model, s, term.detach())
             return weight * term
 
-        fit(loss, model, data, images, lr=2e-3)
+        fit(loss, model, data, images, lr=2e-3, at_once=model.at_once)
 
     def drawn(self, model: TokenDenoiser, n: int) -> tuple[Tensor, Tensor]:
         """n steps of the chain, and the weights that make up for how often each is drawn."""

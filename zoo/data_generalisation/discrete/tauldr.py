@@ -67,7 +67,7 @@ class TauLDR(Method):
             return (path_term(model, log_w, x, x0, t) - self.auxiliary * own).float() / x0[0].numel()
 
         if not model.exact:
-            fit(loss, model, data, images, lr=2e-3)
+            fit(loss, model, data, images, lr=2e-3, at_once=model.at_once)
 
     def sample(self, model: TokenDenoiser, x: Tensor, nfe: int) -> Tensor:
         return torch.cat([self.leapt(model, piece, nfe) for piece in pieces(x, model.kernel.states)])
