@@ -16,6 +16,7 @@ from typing import Protocol
 
 # What a full, failing or read-only disk says: no fault of a method, and a reason to stop.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+DENIED = {errno.EACCES, errno.EPERM}  # likewise, of what is ours to write
 
 
 def cache_dir() -> Path:

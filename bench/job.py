@@ -73,3 +73,4 @@ class Chunk:
     seconds: float
     memory: float  # peak, MiB
     readied: Readied = Readied()
+    source: str = ""  # sha256 of the plugin's file that drew it

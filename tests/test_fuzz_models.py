@@ -163,7 +163,7 @@ def test_a_damaged_chunk_counts_as_none(place, inputs):
     from bench.running.chunks import checksum, read_chunk
 
     tensors = {"samples": torch.zeros(2, 2)}
-    content = save(tensors, {"chunk": '{"number": 0}', "sha256": checksum(tensors)})
+    content = save(tensors, {"chunk": '{"number": 0}', "sha256": checksum(tensors, '{"number": 0}')})
     path = place / "0.safetensors"
     path.write_bytes(inputs.draw(damaged(content)))
     with within():

@@ -10,11 +10,14 @@ import time
 from contextlib import contextmanager
 
 import pytest
+import torch
 from running import ROOT, SMALL, bench, facts, ran
 
 from bench import store
+from bench.job import Chunk
 from bench.models import bases
 from bench.running import tasks
+from bench.running.chunks import packed, read_chunk, write_chunk
 
 
 def test_a_torn_last_row_is_healed_and_nothing_before_it_is_lost(tmp_path):
@@ -223,3 +226,51 @@ def test_a_run_goes_on_from_chunks_that_are_there_and_draws_damaged_ones_again(t
         assert bench(*words, results=tmp_path / "cut").exit_code == 0
     assert drawn == [0, 1, 2, 1, 2]  # the tolerance that chunk 0 found lies in its file
     assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
+
+
+EDITED = '''"""A sampler whose text is about to change."""
+
+from bench.method import Method
+
+
+class Edited(Method):
+    """Edited"""
+
+    paper = "arXiv:2206.00364"
+    leaf = "ode_solver"
+
+    def sample(self, denoiser, x, nfe):
+        return denoiser(x, denoiser.schedule.t_max).x0 + {shift}
+'''
+
+
+def test_chunks_that_another_text_of_the_plugin_drew_are_drawn_anew(tmp_path, monkeypatch):
+    plugin = tmp_path / "edited.py"
+    words = ["run", "edited", "--plugin", plugin, "--data", "mixture2d", "--samples", "1100", "--nfe", "4"]
+    words += ["--metric", "fid", "--quiet"]
+    plugin.write_text(EDITED.format(shift="100"))
+    assert bench(*words, results=tmp_path / "whole").exit_code == 0
+
+    def stopped(task):
+        if task.number == 1:
+            raise KeyboardInterrupt
+        return draw(task)
+
+    draw = tasks.draw
+    plugin.write_text(EDITED.format(shift="0"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "draw", stopped)
+        assert bench(*words, results=tmp_path / "edited").exit_code == 130
+    plugin.write_text(EDITED.format(shift="100"))
+    assert bench(*words, results=tmp_path / "edited").exit_code == 0
+    assert facts(tmp_path / "edited") == facts(tmp_path / "whole")
+
+
+def test_a_chunk_whose_cost_was_changed_counts_as_damaged(tmp_path):
+    path = tmp_path / "0.safetensors"
+    chunk = Chunk(0, 2, 8, 0, 0, 0, 1.0, 1.0)
+    content = packed({"samples": torch.zeros(2, 2)}, chunk)
+    write_chunk(path, content)
+    assert read_chunk(path)[0] == chunk
+    write_chunk(path, content.replace(b'\\"rows\\": 8', b'\\"rows\\": 6'))
+    assert path.read_bytes() != content and read_chunk(path) is None

@@ -41,7 +41,7 @@ def measured(plan: Plan, cell: Cell, chunks: list[Chunk], readied: Readied) -> l
 def drawn(plan: Plan, cell: Cell) -> Iterator[dict[str, Tensor]]:
     """The tensors of the cell's chunk files, one chunk after the other."""
     for number in cell.chunks:
-        found = read_chunk(plan.site.chunk_file(cell, number))
+        found = read_chunk(plan.site.chunk_file(cell, number), cell.source)
         if found is None:
             raise ValueError("a chunk was damaged after it was drawn; run again to draw it anew")
         yield found[1]

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-import click
 from filelock import FileLock, Timeout
 
 from bench import registry, store
@@ -140,7 +139,7 @@ class Work:
                 yield None
             if not self.alive(cell):
                 return
-            if found := read_chunk(self.plan.site.chunk_file(cell, number)):
+            if found := read_chunk(self.plan.site.chunk_file(cell, number), cell.source):
                 self.take(cell, found[0])
                 continue
             drawn, limit = self.drawn[cell.key], self.plan.request.time_limit
@@ -199,7 +198,7 @@ class Work:
         if isinstance(result, bytes):  # drawn on another machine
             path = self.plan.site.chunk_file(cell, task.number)
             write_chunk(path, result)
-            found = read_chunk(path)
+            found = read_chunk(path, cell.source)
             result = found[0] if found else Lost("a chunk was damaged on its way; run again to draw it anew")
         if isinstance(result, Chunk):
             self.take(cell, result)
@@ -221,7 +220,9 @@ class Work:
         chunks = [drawn.chunks[number] for number in cell.chunks]
         try:
             rows = measured(self.plan, cell, chunks, chunks[0].readied)
-        except (ValueError, FloatingPointError, click.ClickException) as error:
+        except OSError:  # the disk's
+            raise
+        except Exception as error:  # samples may be anything at all
             self.fail(cell, sentence(error))
             return
         done = set() if self.plan.request.again else store.answered(self.plan.site.results)

@@ -2,12 +2,14 @@
 neither the results folder nor the cache with whoever wants it.
 """
 
+import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
-from bench.cache import DISK, Lender, borrowing
+from bench.cache import DENIED, DISK, Lender, borrowing, cache_dir
 from bench.diffusion.counting import OverBudget
 from bench.diffusion.guidance import drawn, told
 from bench.diffusion.training import seeded
@@ -117,7 +119,7 @@ def attempt(task: Task) -> tuple[bytes, Chunk] | Failure:
     except (Exception, SystemExit) as error:
         raise_for_disk(error)
         return Failure(sentence(error), readied)
-    chunk = replace(chunk, readied=readied)
+    chunk = replace(chunk, readied=readied, source=cell.source)
     return packed(tensors, chunk), chunk
 
 
@@ -148,6 +150,11 @@ def sentence(error: BaseException) -> str:
 
 
 def raise_for_disk(error: BaseException) -> None:
-    """Raise what is the disk's fault and not the method's: a full one ends the run."""
-    if isinstance(error, OSError) and error.errno in DISK:
+    """Raise what is the disk's fault and not the method's: a full one ends the run, and so does a cache that
+    may not be written.
+    """
+    if not isinstance(error, OSError):
+        return
+    cached = error.filename and Path(os.fsdecode(error.filename)).is_relative_to(cache_dir())
+    if error.errno in DISK or (cached and error.errno in DENIED):
         raise error

@@ -11,6 +11,7 @@ from running import bench, facts
 
 from bench import store
 from bench.models import bases
+from bench.running import tasks
 
 pytestmark = pytest.mark.faults
 WORDS = ("run", "ddim", "gits", "--data", "mixture2d", "--samples", "80", "--threads", "1", "--quiet")
@@ -166,6 +167,18 @@ def test_a_cache_that_may_only_be_read_is_said_in_a_sentence(tmp_path, monkeypat
     with read_only(cache):
         result = run(tmp_path / "runs")
     assert_said(result)
+
+
+def test_a_cache_that_this_user_may_not_write_ends_the_run_and_a_file_of_the_method_fails_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TAXOBENCH_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(PermissionError):
+        tasks.raise_for_disk(
+            PermissionError(errno.EACCES, "denied", str(tmp_path / "cache" / "models" / "a"))
+        )
+    tasks.raise_for_disk(PermissionError(errno.EACCES, "denied", str(tmp_path / "its own")))
+    tasks.raise_for_disk(PermissionError("without a file"))
 
 
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path):

@@ -9,6 +9,7 @@ from running import bench, facts
 
 from bench import store
 from bench.row import Row
+from bench.running import runner
 
 pytestmark = pytest.mark.faults
 SMALL = (
@@ -126,6 +127,21 @@ def test_a_network_too_large_for_a_single_row_is_said_and_fails_its_cell(tmp_pat
     assert result.exit_code == 1 and "Traceback" not in result.output
     (failed,) = failures(tmp_path / "runs")
     assert "out of memory even at one row" in failed.error
+
+
+def test_samples_that_nothing_can_measure_fail_their_cell_and_no_other(tmp_path, method, monkeypatch):
+    def odd(plan, cell, *rest):
+        if cell.method == "faulty":
+            raise RuntimeError("expected m1 and m2 to have the same dtype")
+        return measured(plan, cell, *rest)
+
+    measured = runner.measured
+    monkeypatch.setattr(runner, "measured", odd)
+    result = bench("run", "faulty", "ddim", "--plugin", method(), *SMALL, results=tmp_path / "runs")
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    (failed,) = failures(tmp_path / "runs")
+    assert failed.method == "faulty" and "same dtype" in failed.error
+    assert any(row.method == "ddim" and row.value is not None for row in store.read(tmp_path / "runs"))
 
 
 @pytest.mark.parametrize("value", ["torch.nan", "torch.inf"])
