@@ -15,6 +15,8 @@ SAMPLES, BUDGETS, CHUNK = 50_000, (5, 10, 20, 50), 500
 PEAK, USED = 312e12, 0.35  # FLOP/s of an A100 in bf16 by its maker, and the share of them that a U-Net gets
 GPUS = (1, 8, 64)
 BUDGET = 10_000_000  # images seen, what `bench train` gives to 64 x 64
+WORK = 3  # evaluations' work that an image takes in training, forward and backward
+SEEDS = 3  # of the last column
 
 
 def network() -> tuple[float, float]:
@@ -70,102 +72,114 @@ def extractor() -> float:
     return float(counter.get_total_flops())
 
 
-def found(part: str, name: str) -> dict:
-    """The record of that part whose name begins so."""
-    facts = json.loads((ROOT / "benchmarks" / "results" / f"{part}.json").read_text())
-    return next(one for one in facts["records"] if one["name"].startswith(name))
+def records(part: str) -> list[dict]:
+    """What was measured of that part."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"{part}.json").read_text())["records"]
 
 
 def hours(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} h" if seconds >= 360 else f"{seconds / 60:.1f} min"
 
 
-def share_of(plugin) -> float:
-    return plugin.declared.get("share", 1.0)
+def shares_of(plugin) -> list[float]:
+    """The share of the data's training budget that each of a method's trainings takes."""
+    least = sum(budget >= plugin.least for budget in BUDGETS)
+    times = least if plugin.declared.get("per_nfe") else 1
+    return [plugin.declared.get("share", 1.0)] * times if "train" in plugin.abilities else []
 
 
 def page() -> str:
     """The page, from what was measured last."""
-    from bench import registry
+    from bench.models.recipes import RECIPES
+    from bench.selection import Selection, selected
 
-    known = [p for p in registry.plugins().values() if p.folder.startswith("sampling_acceleration/")]
-    samplers = [p for p in known if "sample" in p.abilities and "image" in p.kinds]
-    trained = [p for p in samplers if "train" in p.abilities]
+    chosen = selected(Selection(category="sampling-acceleration"), ["image"])
+    samplers = [plugin for plugin, _ in chosen.methods if plugin.name not in chosen.only_nll]
     cells = sum(budget >= plugin.least for plugin in samplers for budget in BUDGETS)
     budgets = sum(budget for plugin in samplers for budget in BUDGETS if budget >= plugin.least)
     flops, parameters = network()
     speed = PEAK * USED / flops
     evaluations = budgets * SAMPLES
-    loop = found("throughput", "digits, 50 NFE: against the bare loop")
-    overhead = max(1 / loop["value"], 1.0)
+    loops = [one for one in records("throughput") if one["name"].endswith("against the bare loop")]
+    worst = min(loops, key=lambda one: one["value"])
+    overhead = max(1 / worst["value"], 1.0)
     drawing = evaluations / speed * overhead
     images = cells * SAMPLES
     looking = images * extractor() / (PEAK * USED)
-    many = found("frechet", "Fréchet distance, 5,000 x 2,048: value and 20")["details"]
+    title = "Fréchet distance, 5,000 x 2,048: value and 20"
+    many = next(one for one in records("frechet") if one["name"].startswith(title))["details"]
     gathering = many["value"] - many["value from sums"]
     distance = 10 * gathering + many["value and replicates"] - gathering
     measuring = cells * distance
     chunks = cells * math.ceil(SAMPLES / CHUNK)
     tail = max(BUDGETS) * CHUNK / speed
-    lines = [
-        f"| {gpus} | {hours((drawing + looking) / gpus + tail)} | {hours(measuring)} "
-        f"| {hours(max((drawing + looking) / gpus + tail, measuring))} "
-        f"| {gpus * max((drawing + looking) / gpus + tail, measuring) / 3600:,.0f} |"
-        for gpus in GPUS
-    ]
-    table = "\n".join(lines)
-    total = sum(share_of(p) * (len(BUDGETS) if p.declared.get("per_nfe") else 1) for p in trained)
+    trained = {plugin.name: shares_of(plugin) for plugin in samplers if shares_of(plugin)}
+    shared = sorted({name for plugin in samplers for name in plugin.recipes} - {"denoiser"})
+    budget = WORK * BUDGET / speed
+    first = budget * sum(RECIPES[name].share for name in shared)
+    own, longest = (budget * f(one for shares in trained.values() for one in shares) for f in (sum, max))
+    rows = []
+    for gpus in GPUS:
+        training = first + own / gpus + longest * (1 - 1 / gpus)
+        seed = (drawing + looking) / gpus + tail
+        whole = [max(training + n * seed, n * measuring) for n in (1, SEEDS)]
+        times = " | ".join(hours(one) for one in (training, seed, measuring, *whole))
+        rows.append(f"| {gpus} | {times} | {gpus * whole[0] / 3600:,.0f} |")
+    table = "\n".join(rows)
     shares = ", ".join(
-        f"`{p.name}` {share_of(p):g}{' at each NFE' if p.declared.get('per_nfe') else ''}" for p in trained
+        f"`{name}` {given[0]:g}{f' at each of {len(given)} NFE' if len(given) > 1 else ''}"
+        for name, given in trained.items()
     )
     return f"""# What a large comparison costs
 
-Worked out by `python -m benchmarks.costs` from the figures in [benchmarks](../benchmarks/README.md): the comparison of
-all methods of sampling-acceleration on ImageNet-64, {SAMPLES:,} samples at each of {", ".join(map(str, BUDGETS))} NFE, one seed.
+Worked out by `python -m benchmarks.costs` from the figures in [benchmarks](../benchmarks/README.md): what
+`bench run --category sampling-acceleration --metric fid` takes on ImageNet-64, with {SAMPLES:,} samples at each of {", ".join(map(str, BUDGETS))} NFE.
 
 ## The work
 
-- {len(samplers)} methods give {cells} cells (a method below its least budget has none there) and
-  {budgets:,} evaluations a sample in all: {budgets:,} x {SAMPLES:,} = **{evaluations / 1e6:,.0f} million evaluations**
-  of the network, and {cells} x {SAMPLES:,} = {images / 1e6:.1f} million images to look at.
+- {len(samplers)} methods, of which {len(chosen.baselines)} are the foundations' that the command runs as baselines, give {cells} cells a seed (a method below its
+  least budget has none there) and {budgets:,} evaluations a sample in all: {budgets:,} x {SAMPLES:,} = **{evaluations / 1e6:,.0f} million
+  evaluations** of the network, and {cells} x {SAMPLES:,} = {images / 1e6:.1f} million images to look at.
 - One evaluation, counted on a U-Net with ADM's widths for ImageNet-64 (192 channels, times 1, 2, 3, 4; three
   residual blocks a scale; attention below 64 pixels; {parameters / 1e6:.0f} million parameters): **{flops / 1e9:.0f} GFLOP**.
 - Inception-v3, counted likewise: {extractor() / 1e9:.1f} GFLOP an image.
+- Training, in budgets of {BUDGET / 1e6:.0f} million images seen. Before all else, one after the other, what methods share beside the
+  denoiser: {", ".join(f"`{name}` {RECIPES[name].share:g}" for name in shared)}. Then {len(trained)} methods, each on one GPU:
+  {shares}. Those are {(first + own) / budget:g} budgets.
 
 ## Measured
 
-- The harness takes {overhead:.3f} times the time of a bare loop over the network, on one CPU thread, with the network
-  for digits, of {small_network() / 1e6:.1f} MFLOP. What it adds to a step grows with the pixels and not with the network, so
-  this is the most.
+- The harness takes up to {overhead:.3f} times the time of a bare loop over the network, the most of {len(loops)} comparisons on one CPU
+  thread ({worst["name"].partition(":")[0]}). The network for digits is of {small_network() / 1e6:.1f} MFLOP, and what the harness adds to a step grows with the pixels
+  and not with the network.
 - A Fréchet distance with its 20 replicates takes one CPU thread {distance:.0f} s a cell: {10 * gathering:.0f} s to sum
   {SAMPLES:,} rows of 2,048 features (ten times those for 5,000) and {many["value and replicates"] - gathering:.0f} s for 21 values.
 
 ## Assumed
 
 - A GPU gives {USED:.0%} of {PEAK / 1e12:.0f} TFLOP/s, which is what its maker states for an A100 in bf16 (`--precision bf16`):
-  {speed:,.0f} evaluations a second. The share is a guess; all hours of drawing go with its inverse.
+  {speed:,.0f} evaluations a second. The share is a guess; all hours of training and drawing go with its inverse.
 - Every method evaluates a network of this size, without guidance, which would double it. The denoiser exists.
+- An image seen in training is the work of {WORK} evaluations, forward and backward. What only estimates or searches goes forward alone
+  and takes less; what asks a teacher for its targets may take more.
 - One process measures, a cell at a time, while the GPUs draw; the extractor runs on the GPUs.
-- Chunks of {CHUNK} samples, {chunks:,} in all, keep every GPU busy until the last one: at the end it waits for one chunk
-  at {max(BUDGETS)} NFE at most, {tail:.0f} s.
+- Chunks of {CHUNK} samples, {chunks:,} a seed, keep every GPU busy until the last one: at the end it waits for one chunk
+  at {max(BUDGETS)} NFE at most, {tail:.0f} s. The longest training, {hours(longest)}, is taken to come last.
 
 ## The bill
 
-Drawing on one GPU: {evaluations:,} evaluations / {speed:,.0f} a second x {overhead:.3f} = **{hours(drawing)}**, and
-looking at the samples {hours(looking)}. Measuring: {cells} cells x {distance:.0f} s = {hours(measuring)} of one CPU core.
+Training on one GPU: {(first + own) / budget:g} budgets of {hours(budget)} = **{hours(first + own)}**, of which the shared models are {hours(first)}, however many GPUs there are.
+Drawing on one GPU, a seed: {evaluations:,} evaluations / {speed:,.0f} a second x {overhead:.3f} = **{hours(drawing)}**, and
+looking at the samples {hours(looking)}. Measuring, a seed: {cells} cells x {distance:.0f} s = {hours(measuring)} of one CPU core.
 
-| GPUs | drawing and looking | measuring, beside it | until the table is there | GPU hours |
-|---:|---:|---:|---:|---:|
+| GPUs | training, once | drawing and looking, a seed | measuring, beside it | the table of one seed | of {SEEDS} seeds | GPU hours, one seed |
+|---:|---:|---:|---:|---:|---:|---:|
 {table}
 
-Where measuring is the longer of the two, more GPUs do not help.
+With many GPUs the trainings that cannot be divided are the longest part, and the GPU hours count those that wait for them.
 
-## What is not in it
-
-The foundations' methods, which the table of a category shows as baselines. And training: {len(trained)} of the methods train
-or search on top of the denoiser, each with a share of the data's training budget of {BUDGET / 1e6:.0f} million images seen: {shares}.
-Those are {total:g} budgets. At three evaluations' work an image (forward and backward) one is {hours(3 * BUDGET / speed)}
-of one GPU, and all are {hours(3 * BUDGET * total / speed)} at most: those that only estimate or search go forward alone.
+In the bill: training, drawing, looking and measuring, of the category's methods and their baselines. Not in it: training the denoiser,
+likelihoods, guidance, and cells that are drawn again.
 """  # noqa: E501
 
 

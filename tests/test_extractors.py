@@ -39,14 +39,22 @@ def nowhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def dinov2(tmp_path, monkeypatch):
-    """A file of a small network with DINOv2's names, of two blocks."""
+    """A file of a small network with DINOv2's names, of two blocks, which counts as the official one."""
     torch.manual_seed(0)
     net = DINOv2(384, 2)
     for tensor in net.parameters():
         tensor.data += 0.02 * torch.randn_like(tensor)
     torch.save(net.state_dict(), tmp_path / "dinov2.pth")
-    monkeypatch.setenv("TAXOBENCH_DINOV2", str(tmp_path / "dinov2.pth"))
+    bring(tmp_path / "dinov2.pth", monkeypatch)
     return net
+
+
+def bring(path, monkeypatch) -> None:
+    """Let a file be the official DINOv2 of all sizes."""
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    for size in "sbl":
+        monkeypatch.setitem(weights.WEIGHTS, f"dinov2-vit-{size}-14", Weights("https://a/b.pth", sha256))
+    monkeypatch.setenv("TAXOBENCH_DINOV2", str(path))
 
 
 def test_efficientnet_tells_a_palace_from_a_daisy():
@@ -86,17 +94,20 @@ def test_dinov2_sees_what_torch_fidelity_does_with_the_same_network(dinov2, monk
     assert seeing.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_dinov2_of_another_size_or_another_network_is_refused(dinov2, tmp_path):
+def test_dinov2_of_another_size_or_another_network_is_refused(dinov2, tmp_path, monkeypatch):
     with pytest.raises(click.ClickException, match="a network of 384 features; dinov2-vit-b-14 has 768"):
         extractor("dinov2-vit-b-14", data_of(3))
     torch.save({"weight": torch.zeros(2)}, tmp_path / "dinov2.pth")
+    with pytest.raises(click.ClickException, match="is not the official file of dinov2-vit-s-14"):
+        extractor("dinov2-vit-s-14", data_of(3))
+    bring(tmp_path / "dinov2.pth", monkeypatch)
     with pytest.raises(click.ClickException, match="holds no DINOv2 network"):
         extractor("dinov2-vit-s-14", data_of(3))
 
 
 def test_weights_that_hold_more_than_tensors_are_never_unpickled(tmp_path, monkeypatch):
     torch.save(SimpleNamespace(weights=1), tmp_path / "a.pth")
-    monkeypatch.setenv("TAXOBENCH_DINOV2", str(tmp_path / "a.pth"))
+    bring(tmp_path / "a.pth", monkeypatch)
     with pytest.raises(click.ClickException, match="cannot be read as tensors"):
         extractor("dinov2-vit-s-14", data_of(3))
 
@@ -163,7 +174,11 @@ def test_a_download_is_kept_only_if_it_is_what_was_published(tmp_path, monkeypat
         weights.fetch("inception")
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
     sha256 = hashlib.sha256(b"weights").hexdigest()
-    monkeypatch.setitem(weights.WEIGHTS, "inception", Weights("https://a/b.pth", sha256[:8]))
+    for known in (sha256[:8] + 56 * "0", sha256[:8], ""):  # a sum is held against in full
+        monkeypatch.setitem(weights.WEIGHTS, "inception", Weights("https://a/b.pth", known))
+        with pytest.raises(click.ClickException, match="nothing was kept"):
+            weights.fetch("inception")
+    monkeypatch.setitem(weights.WEIGHTS, "inception", Weights("https://a/b.pth", sha256))
     path = weights.fetch("inception")
     assert path.read_bytes() == b"weights" and weights.read("inception") == (b"weights", sha256)
     monkeypatch.setattr(weights, "urlopen", lambda *_, **__: pytest.fail("downloaded again"))

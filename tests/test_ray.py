@@ -13,6 +13,7 @@ from running import bench, facts
 from bench.cache import cache_dir
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'taxobench[ray]'")
+pytestmark = pytest.mark.faults
 
 SLEEPY = '''"""Euler's method, whose chunks take a while and leave a mark where they are drawn."""
 
@@ -121,3 +122,30 @@ def test_an_address_where_no_cluster_is_is_said(tmp_path, monkeypatch):
     words = ["run", "ddim", "--data", "mixture2d", "--samples", "80", "--nfe", "4", "--quiet"]
     result = bench(*words, "--executor", "ray", "--address", "nowhere:1", results=tmp_path)
     assert result.exit_code == 1 and "no Ray cluster answers at nowhere:1" in result.output
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "127.0.0.1:99999", "nowhere.invalid:6379"])
+def test_an_address_where_nothing_listens_is_said_before_ray_waits_for_it(tmp_path, monkeypatch, address):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
+    words = ["run", "ddim", "--data", "mixture2d", "--samples", "80", "--nfe", "4", "--quiet"]
+    began = time.monotonic()
+    result = bench(*words, "--executor", "ray", "--address", address, results=tmp_path)
+    said = result.output.strip()
+    assert result.exit_code == 1 and f"no Ray cluster answers at {address}: " in said and "\n" not in said
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_without_a_host_and_a_port_ray_is_asked_at_once(tmp_path, monkeypatch, address):
+    asked = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+    def init(**settings):
+        asked.append(settings["address"])
+        raise ConnectionError("nobody is there")
+
+    monkeypatch.setattr(ray, "init", init)
+    words = ["run", "ddim", "--data", "mixture2d", "--samples", "80", "--nfe", "4", "--quiet"]
+    words += ["--executor", "ray", *(["--address", address] if address else [])]
+    assert bench(*words, results=tmp_path).exit_code == 1 and asked == [address]

@@ -21,25 +21,33 @@ SECONDS, PIECE = 60, 1 << 20  # without an answer; bytes read at once
 
 @dataclass(frozen=True)
 class Weights:
-    """A file that somebody publishes; its sha256, or how that begins, where the publisher says it."""
+    """A file that somebody publishes, and its sha256."""
 
     url: str
-    sha256: str = ""
+    sha256: str
 
     @property
     def file(self) -> str:
         return self.url.rpartition("/")[2]
 
 
+# OpenAI's addresses hold the sums of CLIP. pytorch-fid says how Inception's begins and Meta nothing of
+# DINOv2's: the rest is what others who use the same files (refiners, GenForce, Git LFS) say of them alike.
 WEIGHTS = {
     "inception": Weights(
         "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
         "pt_inception-2015-12-05-6726825d.pth",
-        "6726825d",
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     ),
     **{
-        f"dinov2-vit-{size}-14": Weights(f"{DINOV2}/dinov2_vit{size}14/dinov2_vit{size}14_pretrain.pth")
-        for size in "sbl"
+        f"dinov2-vit-{size}-14": Weights(
+            f"{DINOV2}/dinov2_vit{size}14/dinov2_vit{size}14_pretrain.pth", sha256
+        )
+        for size, sha256 in (
+            ("s", "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
+            ("b", "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
+            ("l", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
+        )
     },
     **{
         f"clip-vit-{size.lower()}": Weights(f"{CLIP}/{sha256}/ViT-{size}.pt", sha256)
@@ -78,7 +86,7 @@ def read(name: str) -> tuple[bytes, str]:
     path, known = path_of(name), WEIGHTS[name].sha256
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    if not sha256.startswith(known):
+    if sha256 != known:
         raise click.ClickException(
             f"{path} is not the official file of {name}, whose sha256 begins with {known[:8]} and not "
             f"{sha256[:8]}; download {WEIGHTS[name].file} again."
@@ -98,7 +106,7 @@ def fetch(name: str) -> Path:
                 while piece := answer.read(PIECE):
                     digest.update(piece)
                     file.write(piece)
-            if not digest.hexdigest().startswith(weights.sha256):
+            if digest.hexdigest() != weights.sha256:
                 raise click.ClickException(
                     f"{weights.url} gave a file whose sha256 begins with {digest.hexdigest()[:8]} and not "
                     f"{weights.sha256[:8]}: nothing was kept."

@@ -5,6 +5,7 @@ other; whatever it does or suffers is learnt from its `answers`: a list, or `Die
 """
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from bench.cache import Shelf, cache_dir
 UP = "up"  # what a worker says before it works
 IMPORTED = ["bench.running.tasks", "diffusers.models.unets.unet_2d"]  # before workers are forked
 LOOK = 2.0  # seconds between two looks at the nodes of a cluster
+KNOCK = 5.0  # seconds in which the address of a cluster must answer
 HEARD: ContextVar[Callable[..., None] | None] = ContextVar("who hears of a task before its end", default=None)
 
 
@@ -301,9 +303,17 @@ def connected(address: str | None) -> tuple[Any, bool, Any]:
     ours = not ray.is_initialized()
     if ours:
         try:
+            knock_at(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, OverflowError) as error:
             why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             where = address or "this machine"
             raise click.ClickException(f"no Ray cluster answers at {where}: {why}") from None
     return ray, ours, NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def knock_at(address: str | None) -> None:
+    """`OSError` where nothing listens at HOST:PORT, for which Ray would wait minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
