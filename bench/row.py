@@ -44,6 +44,9 @@ class Answer(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     replicates: list[Number]
     nfe: Number | None
     nfe_max: Number | None
+    extra: Number  # evaluations of other networks, such as decoders and classifiers
+    jvps: Number
+    vjps: Number
     seconds: Number | None  # of drawing; the median chunk counts, not the first one's warming up
     train_images: Number
     train_seconds: Number
@@ -65,9 +68,6 @@ class Answer(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 class Row(Answer, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
     """An answer with all that is known of how it came about."""
 
-    extra: Number
-    jvps: Number
-    vjps: Number
     memory: Number | None
     start: str
     source: str

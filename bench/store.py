@@ -15,7 +15,7 @@ from typing import TypeVar
 import click
 import msgspec
 
-from bench.cache import flush_folder, write_json
+from bench.cache import flush_folder, whole, write_json
 from bench.row import SCHEMA, Answer, Row
 
 Kind = TypeVar("Kind", bound=Answer)
@@ -25,7 +25,7 @@ SUMS = "rows.sha256"  # a checksum a row, by which `bench verify` tells a row th
 
 def append(folder: Path, rows: Iterable[Row]) -> None:
     """Append rows under a lock and flush them to disk: all of them or, where that fails, none. A torn last
-    line, left by a kill or a full disk, is cut off first.
+    line, left by a kill or a full disk, is cut off first; one that lacks only its newline is given it.
     """
     from filelock import FileLock
 
@@ -34,13 +34,18 @@ def append(folder: Path, rows: Iterable[Row]) -> None:
         return
     text = b"".join(line + b"\n" for line in lines)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"), (folder / "rows.jsonl").open("a+b") as file:
+    with FileLock(folder / ".lock"), (folder / "rows.jsonl").open("a+b", buffering=0) as file:
         start = whole_length(file)
+        file.seek(start)
+        torn = file.read()
+        if torn and sum_of(torn) in sums(folder):
+            start, text = start + len(torn), b"\n" + text
         file.truncate(start)
         record_sums(folder, lines)  # first: a row without its sum is damage, a sum without its row is not
         try:
-            file.write(text)
-            file.flush()
+            left = memoryview(text)
+            while left:
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
             if (length := os.fstat(file.fileno()).st_size) != start + len(text):
                 raise OSError(errno.EIO, f"it has {length} bytes and not {start + len(text)}", file.name)
@@ -52,24 +57,33 @@ def append(folder: Path, rows: Iterable[Row]) -> None:
 
 
 def record_sums(folder: Path, lines: Iterable[bytes]) -> None:
-    """Note the checksums of lines about to be appended; the first time, of all that is there already."""
-    path = folder / SUMS
-    before = [] if path.exists() else whole_lines(folder)
-    with path.open("a+b") as file:
-        file.truncate(whole_length(file))
-        file.write(b"".join(sum_of(line).encode() + b"\n" for line in [*before, *lines]))
-        file.flush()
-        os.fsync(file.fileno())
+    """Note the checksums of lines about to be appended; the first time, of all that is there already, whole
+    or not at all.
+    """
+    with (folder / SUMS).open("a+b") as file:
+        if end := whole_length(file):
+            file.truncate(end)
+            file.write(b"".join(sum_of(line).encode() + b"\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+            return
+    write_sums(folder, map(sum_of, [*whole_lines(folder), *lines]))
+
+
+def write_sums(folder: Path, sums: Iterable[str]) -> None:
+    with whole(folder / SUMS) as part:
+        part.write_text("".join(f"{one}\n" for one in sums), "ascii", newline="\n")
 
 
 def sum_of(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()[:16]
 
 
-def sums(folder: Path) -> set[str] | None:
-    """The checksums of every line that was appended; None where nobody took any."""
+def sums(folder: Path) -> set[str]:
+    """The checksums of every line that was appended; empty where nobody took any."""
     path = folder / SUMS
-    return set(path.read_text("ascii", "replace").split()) if path.exists() else None
+    text = path.read_text("ascii", "replace") if path.exists() else ""
+    return set(text.rpartition("\n")[0].split())  # what follows the last end is torn
 
 
 def whole_lines(folder: Path) -> Iterator[bytes]:
@@ -164,7 +178,9 @@ def fault_of(facts: object, error: str) -> str:
 
 
 class Answers:
-    """The (cell key, metric) pairs that a growing rows.jsonl answers; each line is read once."""
+    """The (cell key, metric) pairs that a growing rows.jsonl answers, and by cell the source of the plugin
+    that did; each line is read once.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -173,6 +189,7 @@ class Answers:
     def forget(self, inode: int | None) -> None:
         self.inode, self.end, self.lines = inode, 0, 0
         self.pairs: set[tuple[str, str]] = set()
+        self.sources: dict[str, str] = {}
 
     def now(self) -> set[tuple[str, str]]:
         """All pairs up to the last whole line."""
@@ -190,6 +207,7 @@ class Answers:
             self.lines, self.end = self.lines + 1, self.end + len(line) + 1
             if row.error is None and not row.details.get("capped"):
                 self.pairs.add((row.key, row.metric))
+                self.sources[row.key] = row.source
         return self.pairs
 
 
@@ -203,6 +221,13 @@ def answered(folder: Path) -> set[tuple[str, str]]:
     trainings that were cut short.
     """
     return answers(folder.resolve() / "rows.jsonl").now()
+
+
+def sources(folder: Path) -> dict[str, str]:
+    """The sha256 of the plugin's file that answered each cell, by cell key; empty where none is known."""
+    known = answers(folder.resolve() / "rows.jsonl")
+    known.now()
+    return known.sources
 
 
 def frame(folder: str | Path = "runs"):

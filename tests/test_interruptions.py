@@ -13,7 +13,7 @@ import pytest
 import torch
 from running import ROOT, SMALL, bench, facts, ran
 
-from bench import store
+from bench import registry, store
 from bench.job import Chunk
 from bench.models import bases
 from bench.running import tasks
@@ -244,11 +244,24 @@ class Edited(Method):
 '''
 
 
-def test_chunks_that_another_text_of_the_plugin_drew_are_drawn_anew(tmp_path, monkeypatch):
-    plugin = tmp_path / "edited.py"
-    words = ["run", "edited", "--plugin", plugin, "--data", "mixture2d", "--samples", "1100", "--nfe", "4"]
-    words += ["--metric", "fid", "--quiet"]
-    plugin.write_text(EDITED.format(shift="100"))
+@pytest.fixture
+def edit(tmp_path):
+    """Writes the plugin's text with this shift, as if for another process, and returns the file."""
+
+    def written(shift: int):
+        path = tmp_path / "edited.py"
+        path.write_text(EDITED.format(shift=shift))
+        for cached in (registry.plugins, registry.imported, tasks.remembered):
+            cached.cache_clear()
+        sys.modules.pop("taxobench_plugin_edited", None)
+        return path
+
+    return written
+
+
+def test_chunks_that_another_text_of_the_plugin_drew_are_drawn_anew(tmp_path, edit, monkeypatch):
+    words = ["run", "edited", "--plugin", edit(100), "--data", "mixture2d", "--samples", "1100"]
+    words += ["--nfe", "4", "--metric", "fid", "--quiet"]
     assert bench(*words, results=tmp_path / "whole").exit_code == 0
 
     def stopped(task):
@@ -257,13 +270,30 @@ def test_chunks_that_another_text_of_the_plugin_drew_are_drawn_anew(tmp_path, mo
         return draw(task)
 
     draw = tasks.draw
-    plugin.write_text(EDITED.format(shift="0"))
+    edit(0)
     with monkeypatch.context() as patch:
         patch.setattr(tasks, "draw", stopped)
         assert bench(*words, results=tmp_path / "edited").exit_code == 130
-    plugin.write_text(EDITED.format(shift="100"))
+    edit(100)
     assert bench(*words, results=tmp_path / "edited").exit_code == 0
     assert facts(tmp_path / "edited") == facts(tmp_path / "whole")
+
+
+def test_cells_that_another_text_of_the_plugin_answered_stand_and_are_said(tmp_path, edit):
+    def said(*more: str) -> str:
+        result = bench(*words, *more, results=tmp_path / "runs")
+        assert result.exit_code == 0
+        return result.output
+
+    words = ["run", "edited", "--plugin", edit(0), "--data", "mixture2d", "--samples", "80", "--nfe", "4"]
+    words += ["--metric", "fid"]
+    assert "changed" not in said() + said()
+    before = facts(tmp_path / "runs")
+    edit(1)
+    assert "edited: measured here before its file's text changed" in said()
+    assert facts(tmp_path / "runs") == before
+    assert "changed" not in said("--again")
+    assert facts(tmp_path / "runs") != before
 
 
 def test_a_chunk_whose_cost_was_changed_counts_as_damaged(tmp_path):

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from bench import registry
 from bench.reporting.rendering import render, rounded
+from bench.reporting.tablefiles import long_sheet
 from bench.reporting.tables import Reading, tables
 from bench.row import Row
 
@@ -90,6 +91,17 @@ def test_under_a_table_stands_what_its_lines_saw_in_training():
     rows += [row("amed", budget, train_images=images) for budget, images in ((5, 10), (10, 20))]
     text = render(tables(rows, Reading()), "md")
     assert "beside the base's: 400,000 VDM." in text and "beside the base's: 10 to 20 AMED-Solver." in text
+
+
+def test_other_networks_are_said_beside_the_budget_and_counted_in_the_long_table():
+    guided = [row("ddim", budget, extra=float(budget), vjps=float(budget)) for budget in (5, 10)]
+    table = only([*guided, row("unipc"), row("ldm", extra=1.0)])
+    (said,) = [note for note in table.notes if "other networks" in note]
+    assert said.endswith("beside the budget: DDIM 5 to 10, LDM 1.")
+    sheet = long_sheet(table)
+    networks, derivatives = map(sheet.header.index, ("other networks", "derivatives"))
+    cells = [(line[0].text, line[networks].text, line[derivatives].text) for line in sheet.lines]
+    assert {("DDIM", "5", "5"), ("DDIM", "10", "10"), ("LDM", "1", "0")} < {*cells}
 
 
 def test_nearest_to_the_held_out_value_is_best_where_that_is_the_aim():

@@ -146,6 +146,8 @@ def record(table: Table, label: str, budget: int, entry: Entry) -> dict:
         "seeds": len(entry.rows),
         "protocol": row.protocol,
         "seconds": sum(r.seconds or 0.0 for r in entry.rows) / len(entry.rows),
+        "other_networks": sum(r.extra for r in entry.rows) / len(entry.rows),
+        "derivatives": sum(r.jvps + r.vjps for r in entry.rows) / len(entry.rows),
         "train_images": row.train_images,
         "train_seconds": row.train_seconds,
         "train_rows": row.train_rows,

@@ -16,6 +16,7 @@ from bench.reporting.sheets import Cell, Sheet
 from bench.reporting.tables import Reading, Table, tables
 
 ENDINGS = {"md": "md", "latex": "tex", "csv": "csv", "json": "json"}
+COST = ("seconds", "other networks", "derivatives", "images trained on")  # the middle ones a sample
 LITERATURE = {  # file -> the sheets of the literature it holds
     "cao": lambda: surveys.sheets("cao"),
     "published-cifar10-nfe10": lambda: views.sheets("cifar10", [10], group=views.SAME_NETWORK),
@@ -87,11 +88,14 @@ def long_sheet(table: Table) -> Sheet:
             text = set_apart(table, label, budget, text)
             what = [label, *([entry.column] if several else []), str(budget)]
             nfe = (f"{entry.nfe:.4g}", f"{entry.nfe_max:.4g}")
-            cost = (f"{facts['seconds']:.1f}", f"{facts['train_images']:,}", str(facts["seeds"]))
-            lines.append(tuple(map(as_cell, (*what, *nfe, Cell(text, best=facts["tied_with_best"]), *cost))))
+            beside = (f"{facts['other_networks']:.4g}", f"{facts['derivatives']:.4g}")
+            trained = f"{facts['train_images']:,}"
+            cost = (f"{facts['seconds']:.1f}", *beside, trained, str(facts["seeds"]))
+            value = Cell(text, best=facts["tied_with_best"])
+            lines.append(tuple(map(as_cell, (*what, *nfe, value, *cost))))
             records.append(facts)
     what = ["method", *(["metric"] if several else []), "budget"]
-    header = (*what, "NFE", "most", "value", "seconds", "images trained on", "seeds")
+    header = (*what, "NFE", "most", "value", *COST, "seeds")
     return Sheet(heading(table), header, tuple(lines), tuple(table.notes), tuple(records))
 
 

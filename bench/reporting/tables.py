@@ -126,6 +126,7 @@ def table(
         notes=[
             *notes_of(metric, columns, settings, entries, floor, failed),
             *([UNSETTLED] if doubtful else []),
+            *others_of(entries),
             *training_of(settings),
             *protocols_of(settings, reading.folder),
         ],
@@ -203,6 +204,21 @@ def notes_of(
             notes.append("[ode]: the likelihood of a model's probability flow.")
         notes.append("'-': a learning-free sampler has no likelihood of its own.")
     return notes + [f"{label} at {budget} failed: {why}" for (label, budget), why in failed.items()]
+
+
+def others_of(entries: Mapping[Place, Entry]) -> list[str]:
+    """What lines take of other networks, such as decoders and classifiers, which no budget counts: a note."""
+    taken: dict[str, list[float]] = {}
+    for (label, _), entry in entries.items():
+        if extra := max(row.extra for row in entry.rows):
+            taken.setdefault(label, []).append(extra)
+    parts = [
+        f"{label} {min(extra):.3g}{f' to {max(extra):.3g}' if max(extra) > min(extra) else ''}"
+        for label, extra in sorted(taken.items())
+    ]
+    return (
+        [f"Evaluations of other networks a sample, beside the budget: {', '.join(parts)}."] if parts else []
+    )
 
 
 def training_of(settings: Sequence[Setting]) -> list[str]:

@@ -45,7 +45,19 @@ def carried_out(request: Request, progress: Progress) -> Plan:
         progress.note(why)
     for plan in stages(request, progress):
         execute(plan, progress)
+    if names := edited(plan):
+        whose = "their files' texts" if len(names) > 1 else "its file's text"
+        progress.note(
+            f"{', '.join(names)}: measured here before {whose} changed; --again measures anew, and so does "
+            "a new `version` wherever there are such numbers"
+        )
     return plan
+
+
+def edited(plan: Plan) -> list[str]:
+    """The methods some of whose cells were answered by another text of their plugin than today's."""
+    before = store.sources(plan.site.results)
+    return sorted({cell.method for cell in plan.cells if before.get(cell.key) not in (None, "", cell.source)})
 
 
 def execute(plan: Plan, progress: Progress) -> None:

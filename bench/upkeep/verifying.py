@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -17,6 +18,7 @@ from bench.protocol import fingerprint
 from bench.upkeep.merging import check_images, check_numbers, key_of_fields
 
 ASIDE = "damaged"  # the folder, in the results or the cache, to which damaged things are moved
+PATIENCE = 5.0  # seconds to wait for whoever appends rows
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,55 @@ def everything(results: Path, cache: Path) -> Iterator[Found]:
 def rows(folder: Path) -> Iterator[Found]:
     """Every line of rows.jsonl by its checksum, its form, its numbers and its key."""
     path = folder / "rows.jsonl"
-    sums = store.sums(folder)
-    lines = list(store.whole_lines(folder))
+    with unappended(folder):
+        lines, torn, sums = lines_and_sums(folder)
     for number, line in enumerate(lines, 1):
         yield Found("row", path, fault_of_row(folder, line, number, sums), line, number)
-    torn = path.stat().st_size - sum(len(line) + 1 for line in lines) if path.exists() else 0
     if torn:
         yield Found("row", path, "is torn; the next run heals it", b"", len(lines) + 1)
 
 
-def fault_of_row(folder: Path, line: bytes, number: int, sums: set[str] | None) -> str | None:
+def missing(folder: Path) -> int:
+    """How many rows have a checksum and are not there, those not counted that were changed or torn."""
+    with unappended(folder):
+        lines, torn, sums = lines_and_sums(folder)
+    there = {store.sum_of(line) for line in [*lines, torn] if line}
+    return max(0, len(sums - there) - len(there - sums))
+
+
+@contextmanager
+def unappended(folder: Path) -> Iterator[None]:
+    """Inside the block nobody appends rows; also entered where the lock cannot be had: on a disk that may
+    only be read, or after PATIENCE.
+    """
+    from filelock import FileLock
+
+    lock = FileLock(folder / ".lock", timeout=PATIENCE)
+    try:
+        if folder.is_dir():
+            lock.acquire()
+    except (OSError, NotImplementedError):  # a Timeout is an OSError
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def lines_and_sums(folder: Path) -> tuple[list[bytes], bytes, set[str]]:
+    """The whole lines of rows.jsonl, what follows the last one's end, and the checksums; these are read last,
+    so that a line that is appended meanwhile has its own among them.
+    """
+    path = folder / "rows.jsonl"
+    *lines, torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    return lines, torn, store.sums(folder)
+
+
+def fault_of_row(folder: Path, line: bytes, number: int, sums: set[str]) -> str | None:
     path = folder / "rows.jsonl"
     try:
         row = store.parsed(line, path, number)
-        if sums is not None and store.sum_of(line) not in sums:
+        if sums and store.sum_of(line) not in sums:
             return "was changed since it was written"
         if row.error is None:
             check_numbers(row, folder)
@@ -83,10 +120,6 @@ def facts_of(path: Path) -> dict:
 
 def protocols(folder: Path) -> Iterator[Found]:
     """Every protocol by its fingerprint, those among them that rows refer to and that are not there."""
-    there = {path.stem: path for path in sorted((folder / "protocols").glob("*.json"))}
-    for name, path in there.items():
-        sound = fingerprint(facts_of(path)) == name
-        yield Found("protocol", path, None if sound else "is not what its fingerprint stands for")
     named = set()
     for line in store.whole_lines(folder):
         try:
@@ -94,6 +127,11 @@ def protocols(folder: Path) -> Iterator[Found]:
             named |= {row["protocol"]} if row["error"] is None else set()
         except (ValueError, RecursionError, TypeError, KeyError):  # said among the rows
             continue
+    # after the rows, as a run keeps a protocol before it appends the rows that refer to it
+    there = {path.stem: path for path in sorted((folder / "protocols").glob("*.json"))}
+    for name, path in there.items():
+        sound = fingerprint(facts_of(path)) == name
+        yield Found("protocol", path, None if sound else "is not what its fingerprint stands for")
     for name in sorted(name for name in named - there.keys() if isinstance(name, str)):
         path = folder / "protocols" / f"{name}.json"
         yield Found("protocol", path, "is missing; a run that asks the same writes it anew")
@@ -220,22 +258,39 @@ def repair(damaged: Iterable[Found], results: Path, cache: Path) -> list[Found]:
 
 
 def set_aside(path: Path, root: Path) -> None:
-    """Move a file or a model's folder to where damaged things lie; a model's lock stays."""
-    for one in [path] if path.is_file() else [p for p in path.iterdir() if p.name != ".lock"]:
-        to = root / ASIDE / one.relative_to(root)
+    """Move a file or a model's folder to where damaged things lie, under a name that is free there; a model's
+    lock stays.
+    """
+    to = free(root / ASIDE / path.relative_to(root))
+    if path.is_file():
         to.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(one, to)
+        os.replace(path, to)
+        return
+    to.mkdir(parents=True)
+    for one in path.iterdir():
+        if one.name != ".lock":
+            os.replace(one, to / one.name)
+
+
+def free(path: Path) -> Path:
+    """This path, or where something lies there the first of `path.2`, `path.3`, ... with nothing."""
+    names = chain([path], (path.with_name(f"{path.name}.{n}") for n in count(2)))
+    return next(one for one in names if not one.exists())
 
 
 def set_rows_aside(folder: Path, lines: set[bytes]) -> None:
-    """Move these lines, and a torn end, out of rows.jsonl."""
+    """Move these lines, and a torn end, out of rows.jsonl, and forget the checksums of what is not there."""
     from filelock import FileLock
 
     path, aside = folder / "rows.jsonl", folder / ASIDE / "rows.jsonl"
     with FileLock(folder / ".lock"):
-        kept = [line for line in store.whole_lines(folder) if line not in lines]
+        there, torn, sums = lines_and_sums(folder)
+        whole_torn = [torn] if store.sum_of(torn) in sums else []  # it lacks only its newline
+        kept = [line for line in there if line not in lines] + whole_torn
         before = aside.read_bytes() if aside.exists() else b""
         with whole(aside) as part:
             part.write_bytes(before + b"".join(line + b"\n" for line in sorted(lines) if line))
         with whole(path) as part:
             part.write_bytes(b"".join(line + b"\n" for line in kept))
+        if sums:
+            store.write_sums(folder, [one for one in map(store.sum_of, kept) if one in sums])

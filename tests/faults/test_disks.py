@@ -7,6 +7,7 @@ import subprocess
 from contextlib import contextmanager
 
 import pytest
+from measured_rows import row
 from running import bench, facts
 
 from bench import store
@@ -98,6 +99,21 @@ def test_a_file_that_may_not_grow_stops_the_run_with_a_sentence_and_loses_nothin
     assert_said(result)
     assert run(tmp_path / "runs").exit_code == 0
     assert facts(tmp_path / "runs") == whole
+
+
+@pytest.mark.parametrize("room", [100, 1500])
+def test_of_rows_for_which_there_is_no_room_none_is_appended(tmp_path, room):
+    rows = [row("ddim", "distance", budget, 1.0) for budget in (5, 6, 7)]
+    store.append(tmp_path, rows[:1])
+    content = (tmp_path / "rows.jsonl").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) + room, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            store.append(tmp_path, rows[1:])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "rows.jsonl").read_bytes() == content
 
 
 @pytest.mark.parametrize("first", [1, 2, 5, 9])
