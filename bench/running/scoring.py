@@ -159,9 +159,9 @@ def samples_of(path: Path, data: Data) -> Tensor:
             raise click.ClickException(
                 f"{path} holds levels from {low} to {high}; {data.name} has {data.levels}, from 0."
             )
-        return torch.from_numpy(array.astype("uint8"))
-    tensor = torch.from_numpy(array.astype("float32"))
-    if not tensor.isfinite().all():
+        return torch.from_numpy(array.astype("uint8", copy=False))
+    tensor = torch.from_numpy(array.astype("float32", copy=False))
+    if not torch.tensor([float(low), float(high)]).isfinite().all():  # NaN is both the least and the greatest
         raise click.ClickException(f"{path} holds values that are not finite: remove those samples.")
     if data.levels is None:
         return tensor
