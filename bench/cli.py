@@ -14,7 +14,7 @@ from bench.commands.bases import export
 from bench.commands.data import data_group
 from bench.commands.drawing import plot, report
 from bench.commands.literature import cite, published, show, taxonomy
-from bench.commands.options import FORMAT, RESULTS, STATISTICS, TABLE_FORMAT, Numbers, code_runs
+from bench.commands.options import FORMAT, RANGES, RESULTS, STATISTICS, TABLE_FORMAT, Numbers, code_runs
 from bench.commands.plugins import check, new
 from bench.commands.results import diff, merge, table
 from bench.commands.training import train
@@ -94,6 +94,7 @@ def list_methods(category, leaf, style) -> None:
 @click.option("--data", help="Data set [digits, or what the methods selected are for].")
 @click.option(
     "--base",
+    type=RANGES["base"],
     default="denoiser",
     show_default=True,
     help="denoiser[@IMAGES], conditional:guidance=2, a checkpoint folder, diffusers:FOLDER, module.py:make.",
@@ -104,14 +105,14 @@ def list_methods(category, leaf, style) -> None:
 @click.option(
     "--seeds", type=Numbers(0), default="0", show_default=True, help="Seeds of sampling: 0,1 or 0-2."
 )
-@click.option("--train-seed", type=click.IntRange(0), default=0, help="Seed of training.")
+@click.option("--train-seed", type=RANGES["train_seed"], default=0, help="Seed of training.")
 @click.option(
     "--images",
-    type=click.IntRange(1),
+    type=RANGES["images"],
     help="Training budget, in images seen, of methods that train and of what they share beside the base.",
 )
-@click.option("--samples", type=click.IntRange(1), help="Samples a cell [2000].")
-@click.option("--held-out", type=click.IntRange(1), help="Test rows whose likelihood is asked [all].")
+@click.option("--samples", type=RANGES["samples"], help="Samples a cell [2000].")
+@click.option("--held-out", type=RANGES["held_out"], help="Test rows whose likelihood is asked [all].")
 @click.option(
     "--metric",
     "metrics",
@@ -121,8 +122,8 @@ def list_methods(category, leaf, style) -> None:
 @click.option("--extractor", help="Feature extractor; the data's default otherwise.")
 @STATISTICS
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or auto.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of each worker [1], and of training [all].")
-@click.option("--workers", type=click.IntRange(1), help="Worker processes [1, or one a core].")
+@click.option("--threads", type=RANGES["threads"], help="Threads of each worker [1], and of training [all].")
+@click.option("--workers", type=RANGES["workers"], help="Worker processes [1, or one a core].")
 @click.option(
     "--executor",
     type=click.Choice(["local", "ray"]),
@@ -133,17 +134,17 @@ def list_methods(category, leaf, style) -> None:
 @click.option("--address", help="Of the Ray cluster, HOST:PORT [the one this machine is a node of].")
 @click.option(
     "--gpus",
-    type=click.FloatRange(0, min_open=True),
+    type=RANGES["gpus"],
     default=1.0,
     show_default=True,
     help="GPUs of a task under Ray; a fraction shares one.",
 )
 @click.option(
     "--time-limit",
-    type=click.FloatRange(0, min_open=True),
+    type=RANGES["time_limit"],
     help="Seconds of drawing that a cell may take; beyond it fails [no limit].",
 )
-@click.option("--micro-batch", type=click.IntRange(1), help="Rows given to the network at once.")
+@click.option("--micro-batch", type=RANGES["micro_batch"], help="Rows given to the network at once.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "tf32", "bf16"]),
@@ -152,7 +153,9 @@ def list_methods(category, leaf, style) -> None:
     help="Of the networks; part of the protocol.",
 )
 @click.option("--compile/--no-compile", default=None, help="Compile the networks, or not [where it repays].")
-@click.option("--minutes", type=float, help="Cap on each training's time; it goes on at the next run.")
+@click.option(
+    "--minutes", type=RANGES["minutes"], help="Cap on each training's time; it goes on at the next run."
+)
 @click.option(
     "--plugin",
     "plugin_files",
@@ -161,11 +164,9 @@ def list_methods(category, leaf, style) -> None:
     callback=code_runs,
     help="A method's file outside the zoo; its code runs.",
 )
+@click.option("--keep", type=RANGES["keep"], default=16, show_default=True, help="Sample images kept a cell.")
 @click.option(
-    "--keep", type=click.IntRange(0), default=16, show_default=True, help="Sample images kept a cell."
-)
-@click.option(
-    "--trials", type=click.IntRange(0), default=0, help="Settings tried before these, if they are tuned."
+    "--trials", type=RANGES["trials"], default=0, help="Settings tried before these, if they are tuned."
 )
 @click.option("--again", is_flag=True, help="Measure again what is answered already.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and its cost, and draw nothing.")

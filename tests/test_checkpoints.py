@@ -11,6 +11,7 @@ from running import bench
 from bench.cache import write_json
 from bench.data import load
 from bench.diffusion.denoiser import Denoiser, untrained
+from bench.diffusion.networks import image_net
 from bench.models import bases, checkpoints
 from bench.models.kept import read_card
 
@@ -94,6 +95,68 @@ def test_what_is_not_a_denoiser_of_the_data_is_refused_in_a_sentence(tmp_path):
     for folder, sentence in refused.items():
         with pytest.raises(click.ClickException, match=sentence):
             bases.base_of(str(folder), DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (
+            "def make(data):\n    raise KeyError('no such\\nweights')",
+            "make.data. in .*own.py failed: KeyError: ",
+        ),
+        ("make = 3", r"own.py has no function make\(data\)"),
+        ("make = lambda data: {'a': 1}", "make.data. in .*own.py returned dict"),
+        ("make = lambda data: None", "make.data. in .*own.py returned NoneType"),
+        ("1 / 0", "own.py cannot be imported: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_strangers_file_that_gives_no_network_is_said(code, sentence, tmp_path):
+    (tmp_path / "own.py").write_text(code)
+    with pytest.raises(click.ClickException, match=sentence) as refusal:
+        bases.base_of(f"{tmp_path / 'own.py'}:make", DIGITS)
+    assert "\n" not in refusal.value.message
+
+
+def test_a_strangers_denoiser_of_another_shape_is_said(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from bench.data import load\nfrom bench.diffusion.denoiser import untrained\n"
+        "make = lambda data: untrained(load('mixture2d'))"
+    )
+    with pytest.raises(click.ClickException, match=r"is a network for shape \(2,\), and digits has"):
+        bases.base_of(f"{tmp_path / 'own.py'}:make", DIGITS)
+
+
+@pytest.mark.parametrize("name", ["X.pt", "X.safetensors", "denoise"])
+def test_a_single_file_of_weights_is_said_to_be_no_base(name, tmp_path):
+    (tmp_path / name).write_bytes(b"weights")
+    with pytest.raises(click.BadParameter, match=f"{name} is neither; single files of weights are not taken"):
+        bases.base_of(str(tmp_path / name), DIGITS)
+
+
+def test_a_pipeline_without_diffusers_before_it_is_told_how_it_is_given(tmp_path):
+    (tmp_path / "a" / "unet").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "model_index.json").write_text("{}")
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        with pytest.raises(click.ClickException, match=f"give diffusers:{folder}"):
+            bases.base_of(str(folder), DIGITS)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("side", [1, 7, 9, 10, 36])
+def test_images_of_sides_that_the_network_cannot_halve_are_refused_before_training(spec, side):
+    images = torch.randint(0, 256, (50, 1, side, side), dtype=torch.uint8)
+    odd = type(DIGITS)("odd", "image", (1, side, side), images, images, 256, torch.arange(50) % 10)
+    with pytest.raises(
+        click.ClickException, match=f"cannot take images of {side} x {side} pixels; give sides"
+    ):
+        bases.base_of(spec, odd)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (1, 6, 8), (1, 12, 16), (3, 28, 32), (1, 40, 8)])
+def test_the_sides_that_are_said_to_fit_do(shape):
+    with torch.no_grad():
+        assert image_net(shape)(torch.zeros(1, *shape), torch.zeros(1)).shape == (1, *shape)
 
 
 def test_a_base_that_came_with_the_package_is_not_trained(tmp_path, monkeypatch):

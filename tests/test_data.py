@@ -169,6 +169,63 @@ def test_a_corrupted_file_is_one_sentence(cache, damage):
     says("cannot be read", f"npz:{cache}/mnist.npz")
 
 
+def damaged(path, how):
+    """The .npy file at `path` as an accident would leave it."""
+    content = path.read_bytes()
+    if how == "objects":
+        np.save(path, np.array([{}, None], dtype=object), allow_pickle=True)
+    elif how == "floats":
+        np.save(path, np.load(path).astype("f4"))
+    elif how == "another shape":
+        np.save(path, np.load(path)[:, :3].reshape(len(np.load(path)), -1))
+    elif how == "text":
+        np.save(path, np.array(["a", "b"]))
+    elif how == "a number":
+        np.save(path, np.uint8(3))
+    else:
+        path.write_bytes({"empty": b"", "junk": b"junk" * 50, "half": content[: len(content) // 2]}[how])
+
+
+DAMAGE = ("empty", "junk", "half", "objects", "floats", "another shape", "text", "a number")
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_array_in_the_cache_is_one_sentence_that_says_what_to_do(cache, how):
+    keras(cache)
+    load("mnist")
+    (cache / "mnist.npz").unlink()  # else the arrays would be made anew
+    for part in ("train", "test"):
+        load.cache_clear()
+        sound = (cache / f"mnist.{part}.npy").read_bytes()
+        damaged(cache / f"mnist.{part}.npy", how)
+        says(rf"mnist\.{part}\.npy .*: delete it, .*`bench data fetch mnist`", "mnist")
+        (cache / f"mnist.{part}.npy").write_bytes(sound)
+    load("mnist")
+
+
+def test_labels_in_the_cache_are_as_many_as_images(cache):
+    keras(cache)
+    load("mnist")
+    (cache / "mnist.npz").unlink()
+    load.cache_clear()
+    np.save(cache / "mnist.labels.npy", np.zeros(29, np.int64))
+    says(r"mnist\.labels\.npy holds int64 of shape \(29,\), not what was prepared: delete it", "mnist")
+
+
+@pytest.mark.parametrize(
+    "words, change",
+    [
+        ("y_train in .*mnist.npz holds 30 of type <U1", {"y_train": np.full(30, "a")}),
+        ("y_test in .*mnist.npz holds 3 of type uint8", {"y_test": np.zeros(3, np.uint8)}),
+        ("x_test in .*mnist.npz is empty", {"x_test": np.zeros((0, 28, 28), np.uint8)}),
+        ("x_test in .*mnist.npz .*another shape", {"x_test": np.zeros((12, 27, 28), np.uint8)}),
+    ],
+)
+def test_a_keras_file_of_strange_arrays_says_which(cache, words, change):
+    np.savez(cache / "mnist.npz", **keras(cache) | change)
+    says(words, "mnist")
+
+
 def test_a_keras_file_without_labels_says_what_it_needs(cache):
     np.savez(cache / "mnist.npz", x_train=keras(cache)["x_train"])
     says("should hold the arrays x_train, x_test", "mnist")
@@ -281,6 +338,17 @@ def test_a_folder_is_converted_once_until_it_changes(tmp_path):
     assert (data.sources != sources, len(data.train) + len(data.test)) == (True, 19)
 
 
+def test_a_damaged_conversion_of_a_folder_is_one_sentence(tmp_path):
+    pictures(tmp_path / "a")
+    name = f"folder:{tmp_path}/a@4"
+    source = load(name).sources[0]
+    load.cache_clear()
+    damaged(source, "half")
+    says(r"train\.npy is damaged .*: delete it, and it is made again from the images", name)
+    source.unlink()
+    assert len(load(name).train) == 18
+
+
 def test_the_same_pictures_elsewhere_have_the_same_fingerprint(tmp_path):
     pictures(tmp_path / "a")
     pictures(tmp_path / "b")
@@ -293,6 +361,8 @@ def test_a_folder_that_will_not_do_is_refused_with_a_reason(tmp_path):
     pictures(tmp_path / "a", n=3)
     says("at which size", f"folder:{tmp_path}/a")
     says("at which size", f"folder:{tmp_path}/a@big")
+    for size in ("0", "4097", "9" * 21, "9" * 5000):
+        says("at which size .*up to 4096 pixels", f"folder:{tmp_path}/a@{size}")
     says("there is no folder", f"folder:{tmp_path}/b@8")
     (tmp_path / "empty").mkdir()
     says("2 or more", f"folder:{tmp_path}/empty@8")

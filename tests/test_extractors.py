@@ -181,6 +181,8 @@ def test_a_download_is_kept_only_if_it_is_what_was_published(tmp_path, monkeypat
     monkeypatch.setitem(weights.WEIGHTS, "inception", Weights("https://a/b.pth", sha256))
     path = weights.fetch("inception")
     assert path.read_bytes() == b"weights" and weights.read("inception") == (b"weights", sha256)
+    path.write_bytes(b"wei")
+    assert weights.fetch("inception") == path and path.read_bytes() == b"weights"
     monkeypatch.setattr(weights, "urlopen", lambda *_, **__: pytest.fail("downloaded again"))
     assert weights.fetch("inception") == path
 

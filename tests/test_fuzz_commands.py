@@ -11,7 +11,10 @@ from measured_rows import measured
 from running import bench
 
 from bench.cli import main
+from bench.commands.options import Numbers
 from bench.commands.page import commands
+
+pytestmark = pytest.mark.faults
 
 COMMANDS = {name.removeprefix("bench "): command for name, command in commands(main, "bench")}
 # No word names a place outside the folder that the test runs in: commands write where they are told to.
@@ -95,3 +98,80 @@ def test_what_is_no_command_is_refused(words, place):
 def test_no_argument_was_given_to_a_shell(place):
     """After all of the above."""
     assert not any(path.name == "ran" for path in Path(place).iterdir())
+
+
+def refused(*words) -> str:
+    """What is said of bad usage: one sentence, and at once."""
+    with within(20):
+        result = bench(*words)
+    assert_said(result)
+    assert result.exit_code == 2, result.output
+    return result.output
+
+
+RUN = ("run", "ddim", "--data", "mixture2d", "--dry-run")
+TRAIN = ("train", "mixture2d", "denoiser", "--minutes", "0.0001")
+HUGE = "9" * 21
+
+
+@pytest.mark.parametrize("words", [(*RUN, "--nfe"), (*RUN, "--seeds"), ("table", "--nfe"), ("plot", "--nfe")])
+def test_a_range_of_too_many_numbers_is_refused_before_it_is_written_out(words):
+    for numbers in ("1-9999999999", "1-6000,2-6000", f"1-{HUGE}"):
+        assert "more than 10,000 numbers" in refused(*words, numbers)
+
+
+def test_numbers_may_be_ten_thousand_in_all():
+    assert len(Numbers(0).convert("0-4999,5000-9999", None, None)) == 10_000
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["threads", "workers", "images", "samples", "held-out", "micro-batch", "keep", "trials", "train-seed"],
+)
+def test_an_absurd_number_of_a_run_is_refused_by_its_name(tmp_path, option):
+    assert f"--{option}" in refused(*RUN, f"--{option}", HUGE, "--results", tmp_path)
+
+
+@pytest.mark.parametrize("option", ["threads", "images", "seed"])
+def test_an_absurd_number_of_a_training_is_refused_by_its_name(option):
+    assert f"--{option}" in refused(*TRAIN, f"--{option}", HUGE)
+
+
+def test_more_threads_than_any_machine_has_are_refused(tmp_path):
+    for option in ("--threads", "--workers"):
+        assert "1<=x<=1024" in refused(*RUN, option, "100000", "--results", tmp_path)
+
+
+@pytest.mark.parametrize("budget", [HUGE, "9" * 5000, "0", "\u00b2"])
+def test_an_absurd_budget_of_a_base_is_refused(tmp_path, budget):
+    for words in (
+        (*RUN, "--base", f"denoiser@{budget}:guidance=2", "--results", tmp_path),
+        ("train", "mixture2d", f"denoiser@{budget}"),
+        ("export", "mixture2d", f"denoiser@{budget}", tmp_path / "out"),
+    ):
+        assert "no number of images" in refused(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*RUN, "--time-limit"),
+        (*RUN, "--minutes"),
+        (*RUN, "--gpus"),
+        ("train", "mixture2d", "--minutes"),
+        ("gc", "--dry-run", "--keep-gb"),
+        ("gc", "--dry-run", "--older-than"),
+    ],
+)
+def test_what_is_no_finite_number_above_zero_is_refused(tmp_path, words):
+    nothing = ("0",) if words[-1] in ("--time-limit", "--gpus") else ()  # for the others it has a meaning
+    for value in ("nan", "inf", "-inf", "-5", *nothing):
+        place = () if words[0] == "train" else ("--results", tmp_path)
+        assert words[-1] in refused(*words, value, *place)
+
+
+def test_gc_may_keep_nothing(place):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TAXOBENCH_CACHE", str(place / "cache"))
+        result = bench("gc", "--dry-run", "--keep-gb", "0", "--older-than", "0", results=place / "rows")
+    assert result.exit_code == 0, result.output

@@ -3,6 +3,7 @@ hang, and nothing is written where an archive says.
 """
 
 import io
+import os
 import shutil
 import struct
 import tarfile
@@ -20,6 +21,8 @@ from running import bench
 from safetensors.torch import save
 
 from bench import data as data_sets
+
+pytestmark = pytest.mark.faults
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,29 @@ def test_a_strange_npz_is_a_data_set_or_refused(place, inputs):
     path = place / "data.npz"
     path.write_bytes(inputs.draw(npz_files()))
     opened(f"npz:{path}")
+
+
+@pytest.mark.parametrize("prefix", ["npz", "text", "mixture"])
+def test_what_is_no_regular_file_is_no_data_set(tmp_path, prefix):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        forget()
+        with pytest.raises(click.ClickException, match="is not a regular file") as caught, within(20):
+            data_sets.load(f"{prefix}:{path}")
+        assert "\n" not in caught.value.message
+
+
+def test_samples_and_originals_that_are_no_regular_file_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for words in (
+        ("score", tmp_path / "sound.npz", "--data", "mixture2d", "--statistics", tmp_path / "pipe"),
+        ("data", "import", "celeba64", tmp_path / "pipe"),
+        ("data", "import", "celeba64", "/dev/zero"),
+    ):
+        np.savez(tmp_path / "sound.npz", samples=np.random.default_rng(0).normal(size=(60, 2)).astype("f4"))
+        with within(20):
+            result = bench(*words)
+        assert (result.exit_code, "is not a regular file" in result.output) == (1, True), result.output
 
 
 @given(inputs=st.data())

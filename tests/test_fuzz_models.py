@@ -20,6 +20,8 @@ from safetensors.torch import save
 from bench import data as data_sets
 from bench.models import bases, recipes
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

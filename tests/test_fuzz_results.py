@@ -17,6 +17,8 @@ from running import ROOT, bench
 from bench import taxonomy
 from bench.literature import published
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):

@@ -180,12 +180,42 @@ def test_under_guidance_nothing_is_left_of_what_needs_a_likelihood_or_training(t
         ("conditional:scale=2", "scale is of guided"),
         ("conditional:guidanc=2", "did you mean guidance"),
         ("conditional:guidance=much", "guidance is a number, which 'much'"),
+        ("conditional:guidance=nan", "guidance is a finite number, which 'nan'"),
+        ("guided:scale=-inf", "scale is a finite number, which '-inf'"),
         ("denoise", "there is no base 'denoise': give denoiser, ddpm"),
+        ("denoise", r"ddpm, conditional, guided \[@IMAGES\]"),
     ],
 )
 def test_a_base_that_cannot_be_is_refused_in_a_sentence(text, sentence):
     with pytest.raises(click.BadParameter, match=sentence):
         bases.base_of(text, RING)
+
+
+@pytest.mark.parametrize("text", ["denoiser:guidance=2", "ddpm@256:guidance=2", "vae:guidance=2", "guided"])
+def test_nothing_is_trained_for_guidance_that_cannot_be(text, monkeypatch):
+    monkeypatch.setattr(bases, "prepared", lambda *_, **__: pytest.fail("a training began"))
+    bare = type(DIGITS)("plain", "image", (1, 8, 8), DIGITS.train, DIGITS.test, 17)
+    with pytest.raises(click.ClickException, match="no labels"):
+        bases.base_of(text, bare)
+
+
+@pytest.mark.parametrize("spec", ["conditional@10", "guided@10"])
+@pytest.mark.parametrize("label", [-1, 10**12])
+def test_a_label_that_counts_no_class_is_said(spec, label, tmp_path):
+    labels = torch.zeros(100, dtype=torch.int64)
+    labels[5] = label
+    odd = type(DIGITS)("odd", "image", (1, 8, 8), DIGITS.train[:100], DIGITS.test, 17, labels)
+    with pytest.raises(click.ClickException, match=f"odd has labels from .*{label}.*; a base with classes"):
+        bases.base_of(spec, odd)
+
+
+def test_only_recipes_of_denoisers_are_read_as_bases():
+    assert set(specs.DENOISERS) <= set(recipes.RECIPES)
+    for name in (*specs.DENOISERS, "guided"):
+        assert specs.parsed(f"{name}@128", specs.DENOISERS).place == name
+    for name in set(recipes.RECIPES) - set(specs.DENOISERS):
+        with pytest.raises(click.BadParameter, match=f"no base '{name}@128': give denoiser"):
+            specs.parsed(f"{name}@128", specs.DENOISERS)
 
 
 def test_data_without_labels_has_no_conditional_base():

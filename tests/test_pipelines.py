@@ -9,14 +9,15 @@ import click
 import diffusers
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from pipelines import DIGITS, ddim, opened, unet
 from running import bench
 
 from bench import registry
 from bench.diffusion.counting import counting
 from bench.diffusion.denoiser import FORMS
-from bench.diffusion.schedule import SCHEDULES
-from bench.models import bases, pipelines
+from bench.diffusion.schedule import SCHEDULES, ddpm_betas
+from bench.models import bases, pipelines, specs
 
 PROCESSES = {
     "linear": {},
@@ -41,9 +42,10 @@ def drawn_by(pipeline, steps: int = 10) -> torch.Tensor:
     return pipeline(batch_size=4, generator=generator, num_inference_steps=steps, output_type="pt").images
 
 
-def drawn(base, spacing: str, steps: int = 10) -> torch.Tensor:
+def drawn(base, spacing: str, start: torch.Tensor | None = None) -> torch.Tensor:
+    start = noise() if start is None else start
     with torch.no_grad():
-        x = method("ddim", schedule="own", spacing=spacing).sample(base, noise(), steps)
+        x = method("ddim", schedule="own", spacing=spacing).sample(base, start, 10)
     return (x / 2 + 0.5).clamp(0, 1)
 
 
@@ -62,6 +64,88 @@ def test_every_prediction_is_read_by_its_form(kind, tmp_path):
     base = opened(tmp_path)
     torch.testing.assert_close(drawn(base, "leading"), drawn_by(theirs), rtol=0, atol=1e-5)
     assert base.form == pipelines.FORM[kind] in FORMS
+
+
+def exactly(pipeline, base) -> tuple[torch.Tensor, torch.Tensor]:
+    """diffusers' samples and ours as `drawn`, both in float64: where x0 is clipped and eps is kept, x grows
+    and with it what float32 lost, to 3e-5.
+    """
+    pipeline.unet.double(), base.net.net.unet.double()
+    pipeline.scheduler.alphas_cumprod = torch.cumprod(1 - ddpm_betas(), 0)
+    start = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return drawn_by(pipeline).double(), drawn(base, "leading", start)
+
+
+def by_default(folder, **scheduler) -> diffusers.DDIMPipeline:
+    """A pipeline saved with diffusers' DDPMScheduler, as training there does, sampled by its DDIM."""
+    process = diffusers.DDPMScheduler(**scheduler)
+    diffusers.DDPMPipeline(unet(), process).save_pretrained(folder)
+    pipeline = diffusers.DDIMPipeline(unet(), diffusers.DDIMScheduler.from_config(process.config))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+CLIPPING = {
+    "defaults": {},
+    "another range": {"clip_sample_range": 0.5},
+    "v": {"prediction_type": "v_prediction"},
+    "x0": {"prediction_type": "sample", "clip_sample_range": 0.05},
+}
+
+
+@pytest.mark.parametrize("process", CLIPPING)
+def test_with_clip_a_pipeline_samples_as_diffusers_does_by_default(process, tmp_path):
+    pipeline = by_default(tmp_path, **CLIPPING[process])
+    theirs, ours = exactly(pipeline, opened(f"{tmp_path}:clip=1"))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert (exactly(pipeline, opened(tmp_path))[1] - theirs).abs().max() > 1e-3
+
+
+def test_clip_bounds_x0_alone_and_is_another_base(tmp_path):
+    by_default(tmp_path, clip_sample_range=0.5)
+    (plain, one), (clipped, other) = (
+        bases.base_of(f"diffusers:{tmp_path}{clip}", DIGITS) for clip in ("", ":clip=1")
+    )
+    with torch.no_grad():
+        out, bound = plain(3 * noise(), 0.5), clipped.under(clipped.schedule)(3 * noise(), 0.5)
+    assert torch.equal(out.eps, bound.eps) and torch.equal(out.x0.clamp(-0.5, 0.5), bound.x0)
+    assert out.x0.abs().max() > 0.5 and one["sha256"] != other["sha256"]
+
+
+def test_clip_and_guidance_go_together_in_any_order(tmp_path):
+    theirs = unet(num_class_embeds=11)
+    diffusers.DDPMPipeline(theirs, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    settings = (":guidance=2:clip=1", ":clip=1:guidance=2")
+    cards = [bases.base_of(f"diffusers:{tmp_path}{text}", DIGITS)[1]["sha256"] for text in settings]
+    alone = bases.base_of(f"diffusers:{tmp_path}:guidance=2", DIGITS)[1]["sha256"]
+    assert cards[0] == cards[1] != alone
+
+
+@pytest.mark.parametrize("scheduler", [{"clip_sample": False}, {"thresholding": True}])
+def test_clip_is_refused_where_the_scheduler_does_not_clip(scheduler, tmp_path):
+    by_default(tmp_path, **scheduler)
+    with pytest.raises(click.ClickException, match="DDPMScheduler that does not clip; leave out clip=1"):
+        opened(f"{tmp_path}:clip=1")
+
+
+@pytest.mark.parametrize("text", ["denoiser:clip=1", "diffusers:a/b:clip=0", "diffusers:a/b:clip=2"])
+def test_clip_is_of_pipelines_and_nothing_but_1(text):
+    with pytest.raises(click.BadParameter, match="clip is of a pipeline of diffusers, and it is 1"):
+        specs.parsed(text)
+
+
+def test_there_is_no_likelihood_and_no_training_on_a_clipped_base():
+    spec = specs.parsed("diffusers:a/b:clip=1")
+    assert spec.unfit("ddim", {"sample"}, "sample") is None
+    assert spec.unfit("flow", {"sample", "nll"}, "nll") == "flow has no likelihood with clip=1"
+    assert "trains on its base" in spec.unfit("cd", {"sample", "train"}, "sample")
+
+
+def test_a_clipped_base_is_exported_with_its_clipping(tmp_path):
+    by_default(tmp_path / "first", clip_sample_range=0.5)
+    pipelines.exported(opened(f"{tmp_path / 'first'}:clip=1"), tmp_path / "second")
+    again = opened(f"{tmp_path / 'second'}:clip=1")
+    assert again.clip == 0.5
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -170,6 +254,68 @@ def test_a_unets_folder_and_files_that_lie_together_are_read_too(tmp_path):
         for place in (tmp_path / "whole", tmp_path / "whole" / "unet", bare)
     ]
     assert len({card["sha256"] for card in cards}) == 1
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """What diffusers' train_unconditional leaves: scheduler/, and a checkpoint with unet/ and unet_ema/."""
+    ddim(tmp_path)
+    shutil.rmtree(tmp_path / "unet")
+    net = unet(seed=1)
+    average = EMAModel(net.parameters(), model_cls=diffusers.UNet2DModel, model_config=net.config)
+    unet(seed=2).save_pretrained(tmp_path / "checkpoint-500" / "unet")
+    average.save_pretrained(tmp_path / "checkpoint-500" / "unet_ema")
+    return tmp_path / "checkpoint-500"
+
+
+def weights_of(base) -> torch.Tensor:
+    return base.net.net.unet.conv_in.weight
+
+
+def test_of_a_checkpoint_of_training_the_averaged_weights_are_taken(trained, monkeypatch):
+    averaged, raw = unet(seed=1).conv_in.weight, unet(seed=2).conv_in.weight
+    for place in (trained, trained / "unet_ema"):
+        assert torch.equal(weights_of(opened(place)), averaged)
+    assert torch.equal(weights_of(opened(trained / "unet")), raw)
+    monkeypatch.chdir(trained / "unet_ema")
+    assert torch.equal(weights_of(opened(".")), averaged)
+    shutil.rmtree(trained / "unet_ema")
+    assert torch.equal(weights_of(opened(trained)), raw)
+
+
+def saved_as(folder, *variants: str, **how) -> None:
+    ddim(folder)
+    for file in (folder / "unet").glob("*.safetensors"):
+        file.unlink()
+    for variant in variants:
+        unet().half().save_pretrained(folder / "unet", variant=variant, **how)
+
+
+@pytest.mark.parametrize("size", ["10GB", "100KB"])
+def test_weights_of_one_variant_are_read(size, tmp_path):
+    saved_as(tmp_path, "fp16", max_shard_size=size)
+    assert (len(list(tmp_path.glob("unet/*.safetensors"))) > 1) == (size == "100KB")
+    assert torch.equal(weights_of(opened(tmp_path)), unet().half().float().conv_in.weight)
+
+
+def test_of_several_variants_the_weights_without_a_name_are_taken_or_none(tmp_path):
+    saved_as(tmp_path, "fp16", "bf16")
+    with pytest.raises(click.ClickException, match="has its weights as bf16, fp16; leave one of them"):
+        opened(tmp_path)
+    unet().save_pretrained(tmp_path / "unet")
+    assert torch.equal(weights_of(opened(tmp_path)), unet().conv_in.weight)
+
+
+@pytest.mark.parametrize("left", [0, 5, 1000, -1])
+def test_damaged_weights_are_called_so(left, tmp_path):
+    ddim(tmp_path)
+    (path,) = tmp_path.glob("unet/*.safetensors")
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(
+        click.ClickException, match=f"{path.name} is damaged or not whole, get it anew"
+    ) as found:
+        opened(tmp_path)
+    assert "save them as" not in found.value.message
 
 
 def test_what_the_output_means_is_part_of_the_bases_identity(tmp_path):

@@ -144,6 +144,29 @@ def test_what_is_missing_is_one_sentence():
             load(name)
 
 
+@pytest.mark.parametrize("part", ["train", "test", "labels", "test_labels"])
+def test_a_damaged_prepared_file_is_one_sentence_that_says_what_to_do(tmp_path, cache, part):
+    bring("imagenet64", folder(tmp_path / "a", PHOTOS))
+    path = cache / f"imagenet64.{part}.npy"
+    sound = np.load(path)
+    saved = lambda array: lambda: np.save(path, array, allow_pickle=True)
+    for damage in (
+        lambda: path.write_bytes(b""),
+        lambda: path.write_bytes(b"junk"),
+        lambda: path.write_bytes(path.read_bytes()[:-1]),
+        saved(np.array([{}, None], dtype=object)),
+        saved(sound.astype("f4")),
+        saved(sound[..., None]),
+    ):
+        saved(sound)()
+        damage()
+        load.cache_clear()
+        with pytest.raises(
+            click.ClickException, match=f"imagenet64.{part}.npy .*: delete it, and run `bench"
+        ):
+            load("imagenet64")
+
+
 def test_originals_that_will_not_do_are_refused_with_a_reason(tmp_path):
     refused("there is no file or folder", "celeba64", tmp_path / "none")
     refused("holds no images", "celeba64", folder(tmp_path / "empty", {"a.txt": b""}))
@@ -153,6 +176,8 @@ def test_originals_that_will_not_do_are_refused_with_a_reason(tmp_path):
     refused("is 64 x 64", "celeba64", folder(tmp_path / "small", FACES | {"000002.png": plain(1, 64, 64)}))
     refused("cannot be read as an image", "celeba64", folder(tmp_path / "bad", FACES | {"000002.png": b"x"}))
     refused("lies in no folder of a class", "imagenet64", folder(tmp_path / "flat", {"a.png": plain(1)}))
+    kaggle = {"CLS-LOC/train/n01/a.png": plain(1), "CLS-LOC/val/b.png": plain(2)}
+    refused("val/b.png .* lies in no folder of a class", "imagenet64", folder(tmp_path / "kaggle", kaggle))
     with pytest.raises(click.ClickException, match="`bench data fetch cifar10` brings it"):
         bring("cifar10", tmp_path)
 

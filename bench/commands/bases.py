@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 
+from bench.commands.options import RANGES
+
 
 @click.command()
 @click.argument("data")
-@click.argument("base")
+@click.argument("base", type=RANGES["base"])
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--to",
@@ -16,7 +18,7 @@ import click
     show_default=True,
     help="A pipeline that diffusers opens, or a folder that --base takes.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of training [0].")
+@click.option("--seed", type=RANGES["train_seed"], default=0, help="Seed of training [0].")
 def export(data, base, folder, to, seed) -> None:
     """Write a shared base of DATA into a new FOLDER; it is trained first if need be."""
     from bench.data import load
@@ -26,7 +28,10 @@ def export(data, base, folder, to, seed) -> None:
 
     if folder.exists() and any(folder.iterdir()):
         raise click.ClickException(f"{folder} is not empty; give a new folder.")
-    if specs.parsed(base).steered:
+    asked = specs.parsed(base, specs.DENOISERS)
+    if asked.clips and to == "folder":
+        raise click.BadParameter("clip=1 is no part of a folder's network; leave it out.")
+    if asked.steered:
         raise click.BadParameter("guidance is no part of a folder's network; leave it out.")
     model, card = bases.base_of(base, load(data), seed)
     if not isinstance(model, Denoiser):

@@ -1,5 +1,8 @@
 """Options and parameter types that several commands share."""
 
+import math
+import os
+import re
 from pathlib import Path
 
 import click
@@ -63,9 +66,10 @@ class Size(click.ParamType):
 
 
 class Numbers(click.ParamType):
-    """`5,10,20` or `0-2`: whole numbers, none below `lowest`."""
+    """`5,10,20` or `0-2`: whole numbers, none below `lowest`, and no more than `MOST` in all."""
 
     name = "numbers"
+    MOST = 10_000
 
     def __init__(self, lowest: int):
         self.lowest = lowest
@@ -74,15 +78,64 @@ class Numbers(click.ParamType):
         if isinstance(value, tuple):
             return value
         found: list[int] = []
+        count = 0
         for part in str(value).split(","):
             first, dash, last = part.strip().partition("-")
             try:
-                found += range(int(first), int(last) + 1) if dash and first else [int(part)]
+                low, high = (int(first), int(last)) if dash and first else (int(part), int(part))
             except ValueError:
                 self.fail(f"{part.strip()!r} is not a whole number.", param, context)
+            count += max(0, high - low + 1)
+            if count > self.MOST:
+                self.fail(f"these are more than {self.MOST:,} numbers; give fewer.", param, context)
+            found += range(low, high + 1)
         wrong = [n for n in found if n < self.lowest]
         if wrong or not found:
             self.fail(
                 f"{wrong[0] if wrong else value} is too small; {self.lowest} is the least.", param, context
             )
         return tuple(dict.fromkeys(found))
+
+
+class Finite(click.FloatRange):
+    """A number of a range that is neither infinite nor no number at all."""
+
+    def convert(self, value, param, context):
+        number = super().convert(value, param, context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, context)
+        return number
+
+
+class Base(click.ParamType):
+    """A base as `specs` has it, whose budget, if it names one, is a number that a training can have."""
+
+    name = "text"
+
+    def convert(self, value, param, context):
+        place = value.partition(":")[0]
+        budget = re.sub(r"^\w+@", "", place)
+        if budget != place and budget.isdigit() and not os.path.isdir(place):
+            try:
+                RANGES["images"].convert(budget, param, context)
+            except click.BadParameter:
+                self.fail(f"the budget of {place!r} is no number of images from 1 to 10^12.", param, context)
+        return value
+
+
+# What numbers a run or a training takes, by the option's name: no more than any machine has or time allows.
+RANGES = {
+    "base": Base(),
+    "gpus": Finite(0, 1024, min_open=True),
+    "held_out": click.IntRange(1, 10**12),
+    "images": click.IntRange(1, 10**12),
+    "keep": click.IntRange(0, 10**5),
+    "micro_batch": click.IntRange(1, 10**7),
+    "minutes": Finite(0),
+    "samples": click.IntRange(1, 10**7),
+    "threads": click.IntRange(1, 1024),
+    "time_limit": Finite(0, min_open=True),
+    "train_seed": click.IntRange(0, 2**32 - 1),
+    "trials": click.IntRange(0, 10**9),
+    "workers": click.IntRange(1, 1024),
+}

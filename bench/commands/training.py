@@ -2,17 +2,17 @@
 
 import click
 
-from bench.commands.options import Size
+from bench.commands.options import RANGES, Size
 
 
 @click.command()
 @click.argument("data")
-@click.argument("base", default="denoiser")
-@click.option("--images", type=click.IntRange(1), help="Budget in images seen; the data's default otherwise.")
-@click.option("--minutes", type=float, help="Stop after this long; run again to go on.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of training [0].")
+@click.argument("base", default="denoiser", type=RANGES["base"])
+@click.option("--images", type=RANGES["images"], help="Budget in images seen; the data's default otherwise.")
+@click.option("--minutes", type=RANGES["minutes"], help="Stop after this long; run again to go on.")
+@click.option("--seed", type=RANGES["train_seed"], default=0, help="Seed of training [0].")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or auto.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of training on a CPU [all].")
+@click.option("--threads", type=RANGES["threads"], help="Threads of training on a CPU [all].")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "tf32", "bf16"]),

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import click
 
-from bench.commands.options import FORMAT, RESULTS
+from bench.commands.options import FORMAT, RESULTS, Finite
 
 
 @click.command()
-@click.argument("results", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"))
+@click.argument(
+    "results", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("runs")
+)
 @click.option(
     "--repair", is_flag=True, help="Move what is damaged aside, so that the next run makes it again."
 )
 @FORMAT
 def verify(results, repair, style) -> None:
     """Read everything in RESULTS [runs] and in the cache again, and say what is damaged."""
+    from bench import store
     from bench.cache import cache_dir
     from bench.upkeep import verifying
 
@@ -27,11 +30,18 @@ def verify(results, repair, style) -> None:
             damaged.append(found)
             if style == "text":
                 click.echo(found.sentence)
+    missing = verifying.missing(results)
     left = verifying.repair(damaged, results, cache_dir()) if repair else damaged
     if style == "json":
-        record = {"read": read, "damaged": [found.sentence for found in damaged], "left": len(left)}
+        sentences = [found.sentence for found in damaged]
+        record = {"read": read, "damaged": sentences, "left": len(left), "missing": missing}
         click.echo(json.dumps(record, indent=1))
     else:
+        if missing:
+            rows = "1 row was" if missing == 1 else f"{missing:,} rows were"
+            there = "is not there" if missing == 1 else "are not there"
+            why = "taken out since, or a kill fell before they were written"
+            click.echo(f"{rows} noted in {results / store.SUMS} and {there}: {why}.")
         what = ", ".join(f"{count:,} x {kind}" for kind, count in read.items()) or "nothing"
         moved = f", of which {len(damaged) - len(left):,} moved aside" if repair else ""
         click.echo(f"read again: {what}; damaged: {len(damaged):,}{moved}.")
@@ -40,12 +50,8 @@ def verify(results, repair, style) -> None:
 
 
 @click.command()
-@click.option(
-    "--keep-gb", type=click.FloatRange(0), help="Keep so much of the cache, what was used last [everything]."
-)
-@click.option(
-    "--older-than", type=click.FloatRange(0), help="Free what was not used for so many days [nothing]."
-)
+@click.option("--keep-gb", type=Finite(0), help="Keep so much of the cache, what was used last [everything].")
+@click.option("--older-than", type=Finite(0), help="Free what was not used for so many days [nothing].")
 @click.option("--data", is_flag=True, help="Data sets too; they have to be brought again.")
 @click.option("--dry-run", is_flag=True, help="Say what would be freed, and free nothing.")
 @RESULTS

@@ -10,6 +10,8 @@ import difflib
 import hashlib
 import json
 import math
+import os
+import tokenize
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import import_module
@@ -210,12 +212,56 @@ def data_dir() -> Path:
     return folder
 
 
-def mapped(path: Path) -> Tensor:
-    """The array of a .npy file, read from disk as it is used; writing to the tensor leaves the file alone."""
-    import numpy
+def refuse_strange(path: Path) -> None:
+    """click.ClickException where what is there is no file but something that may never end: a pipe, say."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise click.ClickException(f"{path} is not a regular file: give one that can be read to its end")
+
+
+def mapped(path: Path, mend: str = "delete it, and it is made again") -> Tensor:
+    """The array of a .npy file, read from disk as it is used; writing to the tensor leaves the file alone.
+    click.ClickException, which says how to `mend` it, where it is damaged.
+    """
+    import torch
+    from numpy.lib.format import open_memmap
+
+    refuse_strange(path)
+    try:
+        return torch.from_numpy(open_memmap(path, "c"))
+    except (
+        OSError,
+        ValueError,  # a header that is none, or promises more than there is
+        TypeError,
+        LookupError,
+        MemoryError,
+        OverflowError,
+        RecursionError,
+        SyntaxError,
+        tokenize.TokenError,
+    ) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise click.ClickException(f"{path} is damaged or cannot be read ({reason}): {mend}") from None
+
+
+def mapped_images(files: dict[str, Path], mend: str, shape: tuple[int, ...] = ()) -> dict[str, Tensor]:
+    """The arrays of a data set's own .npy files, by part: uint8 images, of this shape if one is given, and
+    int64 labels; click.ClickException, which says how to `mend` it, for a file that holds anything else.
+    """
     import torch
 
-    return torch.from_numpy(numpy.load(path, mmap_mode="c", allow_pickle=False))
+    arrays = {part: mapped(path, mend) for part, path in files.items()}
+    shape = shape or tuple(arrays["train"].shape[1:])
+    for part, array in arrays.items():
+        if part in ("train", "test"):
+            sound = array.dtype == torch.uint8 and len(shape) == 3 and array.numel()
+            sound = sound and tuple(array.shape[1:]) == shape
+        else:
+            rows = len(arrays["train" if part == "labels" else "test"])
+            sound = array.dtype == torch.int64 and tuple(array.shape) == (rows,)
+        if not sound:
+            found = f"{str(array.dtype).removeprefix('torch.')} of shape {tuple(array.shape)}"
+            raise click.ClickException(f"{files[part]} holds {found}, not what was prepared: {mend}")
+    return arrays
 
 
 def _module(name: str):
@@ -241,8 +287,9 @@ def _remembered_digest(path: Path) -> str:
     """`_digest` of the array in a .npy file, kept beside it as long as its size and its time stay."""
     stat, note = path.stat(), path.with_suffix(".sha256")
     stamp = f"{stat.st_size} {stat.st_mtime_ns}"
-    if note.exists() and note.read_text().startswith(stamp + " "):
-        return note.read_text().split()[-1]
+    noted = note.read_text(errors="replace") if note.is_file() else ""
+    if noted.startswith(stamp + " "):
+        return noted.split()[-1]
     digest = _digest(mapped(path))
     with whole(note) as draft:
         draft.write_text(f"{stamp} {digest}")

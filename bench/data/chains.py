@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.data import Data
+from bench.data import Data, refuse_strange
 from bench.data.exact import ExactData
 from bench.data.folder import HELD_OUT
 
@@ -57,6 +57,7 @@ def read(name: str, path: Path) -> Data:
 
     import torch
 
+    refuse_strange(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

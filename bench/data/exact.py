@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.data import Data
+from bench.data import Data, refuse_strange
 from bench.data import load as load_data
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def read(path: Path) -> tuple[GaussianMixture, tuple[int, ...]]:
 
     from bench.diffusion.exact import GaussianMixture
 
+    refuse_strange(path)
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key).double() for key in file.keys()}  # noqa: SIM118

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import click
 
 from bench.cache import whole
-from bench.data import Data, data_dir, mapped
+from bench.data import Data, data_dir, mapped_images, refuse_strange
 
 if TYPE_CHECKING:
     from numpy import ndarray
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+WIDEST = 4096  # pixels; the side at which images are wanted
 HELD_OUT = 0.1  # the share that becomes the test split where none is given
 
 
@@ -32,6 +33,7 @@ def read_npz(path: Path, wanted: Iterable[str] | None = None) -> dict[str, ndarr
     """The arrays of an .npz file (all, or those `wanted`), nothing unpickled; ClickException if broken."""
     import numpy
 
+    refuse_strange(path)
     try:
         with numpy.load(path, allow_pickle=False) as file:
             if not isinstance(file, numpy.lib.npyio.NpzFile):
@@ -85,10 +87,10 @@ def _load_npz(name: str, path: Path) -> Data:
         held = ", ".join(arrays) or "nothing"
         raise click.ClickException(f"{path} holds {held}: it needs x_train (and x_test), arr_0 or samples")
     train = _stored(arrays[key], path)
-    labels = _labels(arrays, "y_train", len(train), path)
+    labels = labels_of(arrays, "y_train", len(train), path)
     if key == "x_train" and "x_test" in arrays:
         test = _stored(arrays["x_test"], path)
-        test_labels = _labels(arrays, "y_test", len(test), path)
+        test_labels = labels_of(arrays, "y_test", len(test), path)
     else:
         order = numpy.random.default_rng(0).permutation(len(train))
         here, out = numpy.split(order, [len(train) - _held_out(len(train), path)])
@@ -108,7 +110,7 @@ def _load_npz(name: str, path: Path) -> Data:
     )
 
 
-def _labels(arrays: dict[str, ndarray], key: str, count: int, path: Path) -> ndarray | None:
+def labels_of(arrays: dict[str, ndarray], key: str, count: int, path: Path) -> ndarray | None:
     """The int64 labels of so many rows; None where there are none."""
     import numpy
 
@@ -154,8 +156,10 @@ def _held_out(n: int, path: Path) -> int:
 
 def _load_folder(name: str, rest: str) -> Data:
     place, _, size = rest.rpartition("@")
-    if not place or not size.isdecimal() or int(size) < 1:
-        raise click.ClickException(f"say at which size the images are wanted: folder:{place or rest}@64")
+    if not place or not size.isdecimal() or len(size) > 4 or not 1 <= int(size) <= WIDEST:
+        raise click.ClickException(
+            f"say at which size the images are wanted, up to {WIDEST} pixels: folder:{place or rest}@64"
+        )
     root = Path(place).expanduser()
     if not root.is_dir():
         raise click.ClickException(f"there is no folder {root}")
@@ -167,7 +171,9 @@ def _load_folder(name: str, rest: str) -> Data:
     sources = tuple(data_dir() / f"folder-{key}-{size}.{part}.npy" for part in ("train", "test"))
     if not all(path.exists() for path in sources):
         _convert(root, paths, size, sources)
-    return Data(name, "image", (3, size, size), *map(mapped, sources), levels=256, sources=sources)
+    files = dict(zip(("train", "test"), sources, strict=True))
+    arrays = mapped_images(files, "delete it, and it is made again from the images", (3, size, size))
+    return Data(name, "image", (3, size, size), levels=256, sources=sources, **arrays)
 
 
 def _convert(root: Path, paths: list[Path], size: int, sources: tuple[Path, Path]) -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bench.data import refuse_strange
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -60,6 +62,8 @@ def _opened(path: Path) -> Iterator[Iterator[tuple[str, object]]]:
     """The images of a place, as pairs of a name and a function that reads it."""
     if not path.exists():
         raise click.ClickException(f"there is no file or folder {path}")
+    if not path.is_dir():
+        refuse_strange(path)
     try:
         if path.is_dir():
             yield _in_folder(path)
@@ -80,7 +84,7 @@ def _in_folder(path: Path) -> Iterator[tuple[str, object]]:
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
         if _is_image(name) and file.is_file():
-            yield name, file.read_bytes
+            yield name, lambda file=file, name=name: _read(file.open("rb"), name, path)
 
 
 def _in_zip(archive: zipfile.ZipFile, path: Path) -> Iterator[tuple[str, object]]:

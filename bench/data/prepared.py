@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bench.cache import borrow, whole
-from bench.data import Data, data_dir, mapped
+from bench.data import Data, data_dir, mapped_images
 from bench.data.pictures import contents, decoded, names
 
 if TYPE_CHECKING:
@@ -52,8 +52,10 @@ def load(name: str) -> Data:
             f"{name} is not on this machine: run `bench data import {name} PATH`, where PATH is "
             f"{PREPARATIONS[name].originals}"
         )
-    arrays = {part: mapped(path) for part, path in files.items() if path.exists()}
-    return Data(name, "image", (3, SIDE, SIDE), levels=256, sources=(files["train"], files["test"]), **arrays)
+    there = {part: path for part, path in files.items() if path.exists()}
+    shape, mend = (3, SIDE, SIDE), f"delete it, and run `bench data import {name} PATH`"
+    arrays = mapped_images(there, mend, shape)
+    return Data(name, "image", shape, levels=256, sources=(files["train"], files["test"]), **arrays)
 
 
 def bring(name: str, path: Path) -> dict[str, Path]:
@@ -137,10 +139,10 @@ def imagenet_places(found: list[str], path: Path) -> dict[str, Place]:
     order of their names. Without those two folders a tenth is held out, by the hash of the file's name.
     """
     parts = {name: PurePosixPath(name).parts for name in found}
-    if alone := [name for name, part in parts.items() if len(part) < 2]:
+    splits = {"train": "train", "val": "test", "validation": "test", "test": "test"}
+    if alone := [name for name, part in parts.items() if len(part) < 2 or part[-2] in splits]:
         raise click.ClickException(f"{alone[0]} in {path} lies in no folder of a class: sort images by class")
     labels = {label: i for i, label in enumerate(sorted({part[-2] for part in parts.values()}))}
-    splits = {"train": "train", "val": "test", "validation": "test", "test": "test"}
     own = {splits.get(part[-3]) if len(part) > 2 else None for part in parts.values()}
     if own == {"train", "test"}:
         return {name: Place(splits[part[-3]], labels[part[-2]]) for name, part in parts.items()}

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from bench.cache import borrow, whole
-from bench.data import Data, data_dir, mapped
-from bench.data.folder import channels_first, read_npz
+from bench.data import Data, data_dir, mapped_images
+from bench.data.folder import channels_first, labels_of, read_npz
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 PARTS = {"x_train": "train", "x_test": "test", "y_train": "labels", "y_test": "test_labels"}
@@ -28,7 +28,8 @@ def load(name: str) -> Data:
                 f"as Keras ships it (x_train, y_train, x_test, y_test) at {npz}"
             )
         _unpack(npz, files)
-    arrays = {part: mapped(path) for part, path in files.items()}
+    again = f"{npz.name} beside it" if npz.exists() else f"what `bench data fetch {name}` brings"
+    arrays = mapped_images(files, f"delete it, and it is made again from {again}")
     sources = (files["train"], files["test"])
     return Data(name, "image", tuple(arrays["train"].shape[1:]), levels=256, sources=sources, **arrays)
 
@@ -84,8 +85,12 @@ def _unpack(npz: Path, files: dict[str, Path]) -> None:
                     raise click.ClickException(
                         f"{key} in {npz} should be uint8 and is {array.dtype}: replace the file"
                     )
+                if not array.size or arrays[key].shape[1:] != arrays["x_train"].shape[1:]:
+                    raise click.ClickException(
+                        f"{key} in {npz} is empty, or of another shape than x_train: replace the file"
+                    )
             else:
-                array = arrays[key].reshape(-1).astype(numpy.int64)
+                array = labels_of(arrays, key, len(arrays[f"x{key[1:]}"]), npz)
             with whole(files[part]) as draft:
                 with draft.open("wb") as file:
                     numpy.save(file, numpy.ascontiguousarray(array))

@@ -4,6 +4,7 @@ lam, labels=None).
 
 import copy
 
+import click
 import torch
 from torch import Tensor, nn
 
@@ -34,11 +35,16 @@ def unet2d(
     channels: int | None = None,
 ) -> nn.Module:
     """An untrained UNet2DModel of diffusers, with attention at the lowest scale from 28 pixels up, and with
-    a label for no class where there are classes.
+    a label for no class where there are classes; ClickException where it cannot take such images.
     """
     from diffusers import UNet2DModel
 
     scales = len(widths)
+    if any(side % 2 ** (scales - 1) for side in shape[1:]):
+        raise click.ClickException(
+            f"the project's network cannot take images of {shape[1]} x {shape[2]} pixels; give sides that "
+            "are multiples of 2 up to 8, of 4 up to 32, or of 8 beyond."
+        )
     attended = {scales - 1} if shape[1] >= 28 else set()
     return UNet2DModel(
         sample_size=shape[1],

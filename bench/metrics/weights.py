@@ -95,9 +95,9 @@ def read(name: str) -> tuple[bytes, str]:
 
 
 def fetch(name: str) -> Path:
-    """Download the weights into the cache, unless they are there, and check them."""
+    """Download the weights into the cache, unless they are there and whole, and check them."""
     weights, path = WEIGHTS[name], cache_dir() / "weights" / WEIGHTS[name].file
-    if path.is_file():
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == weights.sha256:
         return path
     digest = hashlib.sha256()
     try:

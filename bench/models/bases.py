@@ -18,7 +18,7 @@ from bench.diffusion import guidance
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.schedule import EDM
 from bench.models import specs
-from bench.models.checkpoints import loaded, shipped
+from bench.models.checkpoints import loaded, shares_of, shipped, suited
 from bench.models.kept import How, fill, home, lies, prepared, read_card, sha256_of, sound
 from bench.models.recipes import EXACT, RECIPES, seeded_build
 
@@ -45,10 +45,7 @@ def base_of(
         return model, card
     net = model.net.net if isinstance(model, Denoiser) else None
     if getattr(model, "shares", None) is None or not getattr(net, "unlabelled", False):
-        raise click.BadParameter(
-            f"{asked.place} has no labels or knows nothing without them, and cannot be guided; "
-            "give conditional:guidance=..., or guided:scale=..., which asks a classifier."
-        )
+        raise specs.unguidable(asked.place)
     model = model.under(model.schedule)
     model.guidance = asked.guidance
     return model, derived(card, {"guidance": asked.guidance})
@@ -138,6 +135,7 @@ def classifier_guided(
     asked: specs.Spec, data: Data, seed: int, images: int | None, how: How
 ) -> tuple[Denoiser, dict]:
     """The denoiser under the guidance of the classifier, both trained in their own budgets."""
+    shares_of(data)  # or training would come before the refusal
     denoiser, card = unguided(asked.of("denoiser"), data, seed, images, how)
     classifier, other = unguided(asked.of("classifier"), data, seed, images, how)
     facts = {"classifier": other["sha256"], "scale": asked.scale}
@@ -156,6 +154,7 @@ def strangers(spec: str, data: Data, how: How) -> tuple[Denoiser, dict]:
     code.
     """
     file, _, name = spec.partition(":")
+    name = name or "make"
     path = Path(file)
     if not path.is_file():
         raise click.BadParameter(f"there is no file {file} to take the network from.")
@@ -164,16 +163,30 @@ def strangers(spec: str, data: Data, how: How) -> tuple[Denoiser, dict]:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise click.ClickException(f"{file} cannot be imported: {type(error).__name__}: {error}.") from error
-    make = getattr(module, name or "make", None)
-    if make is None:
-        raise click.BadParameter(f"{file} has no function {name or 'make'}(data).")
-    model = make(data)
+        raise click.ClickException(f"{file} cannot be imported: {in_words(error)}.") from error
+    make = getattr(module, name, None)
+    if not callable(make):
+        raise click.BadParameter(f"{file} has no function {name}(data).")
+    try:
+        model = make(data)
+    except Exception as error:
+        raise click.ClickException(f"{name}(data) in {file} failed: {in_words(error)}.") from error
+    if not isinstance(model, nn.Module):
+        raise click.ClickException(
+            f"{name}(data) in {file} returned {type(model).__name__}; it returns a Denoiser or a network, "
+            "which is a torch.nn.Module."
+        )
     if not isinstance(model, Denoiser):
         model = Denoiser(model, EDM(), data.shape, "F", data.sigma_data)
+    suited(model.shape, data, spec)
     model.levels = data.levels
     model.eval().to(how.device)
     return model, {"sha256": sha256_of(model), "images": 0, "seconds": 0.0}
+
+
+def in_words(error: Exception) -> str:
+    """An error's kind and text on one line, without a full stop."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".: ")
 
 
 @lru_cache(maxsize=8)

@@ -16,6 +16,7 @@ from bench.diffusion.schedule import EDM, ddpm_table
 from bench.models.kept import How, contents, fill_with, read_card, sha256_of, tensors_of
 
 SHIPPED = Path(__file__).parents[1] / "shipped"  # NAME OF THE DATA/{model.safetensors, card.json}
+MOST = 100_000  # classes
 
 
 def architecture(model: Denoiser) -> dict:
@@ -64,6 +65,10 @@ def rebuilt(facts: dict) -> Denoiser:
 def loaded(folder: Path, data: Data, how: How) -> tuple[Denoiser, dict]:
     """A denoiser of ours from its folder, and its card; ClickException where it is none of `data`."""
     card = read_card(folder)
+    if not card and ((folder / "model_index.json").exists() or (folder / "unet").is_dir()):
+        raise click.ClickException(
+            f"{folder} holds no card.json but a pipeline of diffusers; give diffusers:{folder}."
+        )
     if not card:
         raise click.ClickException(
             f"{folder} holds no card.json, which says what its network is; train it anew."
@@ -114,6 +119,12 @@ def shares_of(data: Data) -> Tensor:
         return data.exact.weights.float()  # a mixture's classes are its components
     if data.labels is None:
         raise click.ClickException(f"{data.name} has no labels, which a base with classes needs.")
+    lowest, highest = int(data.labels.min()), int(data.labels.max())
+    if lowest < 0 or highest >= MOST:
+        raise click.ClickException(
+            f"{data.name} has labels from {lowest} to {highest}; a base with classes needs them from 0 to at "
+            f"most {MOST - 1}."
+        )
     counts = torch.bincount(data.labels)
     return counts / counts.sum()
 

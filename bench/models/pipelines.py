@@ -1,33 +1,51 @@
 """Pipelines of diffusers as denoisers, and denoisers as pipelines.
 
-A pipeline is a folder with model_index.json, unet/ and scheduler/, or one whose files lie together, or a bare
-UNet2DModel with a scheduler's configuration. Weights are safetensors; a pickled file is read by torch's
-weights-only reader, which runs nothing, or not at all.
+A pipeline is a folder with model_index.json, unet/ and scheduler/, a checkpoint of diffusers' training, one
+whose files lie together, or a bare UNet2DModel with a scheduler's configuration. Weights are safetensors; a
+pickled file is read by torch's weights-only reader, which runs nothing, or not at all.
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
 import click
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from bench.cache import key_of
 from bench.data import Data
 from bench.diffusion.adapters import Discrete, Exploding
-from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.denoiser import Denoiser, Prediction
 from bench.diffusion.schedule import VE, Table, cosine_table, ddpm_table
 from bench.models.checkpoints import of_data, shares_of, suited
 from bench.models.kept import How, sha256_of
+from bench.models.specs import CLIP
 
 FORM = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 LEAST = 1e-12  # bar-alpha where a last step has no signal, and so no finite half log-SNR
 UNET, WEIGHTS = "config.json", "diffusion_pytorch_model"
+CLIPPING = ("DDPMScheduler", "DDIMScheduler")  # which clip where their configuration does not say
+
+
+class Clipped(Denoiser):
+    """A denoiser whose x0 is clipped to [-clip, clip] and whose eps is left as the network gives it, as
+    diffusers' schedulers sample by default.
+    """
+
+    clip = 1.0
+
+    def at(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+        out = super().at(x, alpha, sigma)
+        out.x0 = out.x0.clamp(-self.clip, self.clip)
+        return out
 
 
 def opened(place: str, data: Data, how: How) -> tuple[Denoiser, dict]:
     """The denoiser of a diffusers pipeline, a folder or a hub's id, and a card; ClickException where it is
-    not a UNet2DModel of a process that is known here, or not for `data`.
+    not a UNet2DModel of a process that is known here, or not for `data`. With CLIP after it, `Clipped`.
     """
     try:
         return read(place, data, how)
@@ -42,6 +60,7 @@ def read(place: str, data: Data, how: How) -> tuple[Denoiser, dict]:
     A process in discrete steps becomes a Table, ScoreSdeVePipeline's a VE schedule. Learned variances are
     `Prediction.extra`.
     """
+    clips, place = place.endswith(CLIP), place.removesuffix(CLIP)
     folder = Path(place) if Path(place).is_dir() else from_hub(place)
     unet, scheduler = parts_of(folder, place)
     config = unet.config
@@ -64,9 +83,12 @@ def read(place: str, data: Data, how: How) -> tuple[Denoiser, dict]:
         schedule, form = table_of(scheduler, place), form_of(scheduler, place)
         net = Discrete(unet, schedule, classes)
         known = net.known
-    model = Denoiser(net, schedule, data.shape, form, 1.0, tuple(map(float, known)))
+    facts = {"form": form}
+    model = (Clipped if clips else Denoiser)(net, schedule, data.shape, form, 1.0, tuple(map(float, known)))
+    if clips:
+        model.clip = facts["clip"] = clip_of(scheduler, place)
     model = of_data(model, data, place).requires_grad_(False).eval().to(how.device)
-    identity = key_of({"weights": sha256_of(model), "form": form}, 64)
+    identity = key_of({"weights": sha256_of(model)} | facts, 64)
     return model, {"sha256": identity, "images": 0, "seconds": 0.0}
 
 
@@ -91,10 +113,13 @@ def from_hub(place: str) -> Path:
 
 def parts_of(folder: Path, place: str) -> tuple[torch.nn.Module, dict]:
     """The UNet with its weights, and the scheduler's configuration. Either lies in a folder of its own or
-    with the other; the scheduler's beside the UNet's too.
+    with the other; the scheduler's beside the UNet's too, or beside the checkpoint that the UNet's lies in.
+    Of a checkpoint the averaged weights are taken, where there are any.
     """
-    homes = [home for home in (folder / "unet", folder) if (home / UNET).is_file()]
-    choices = [folder / "scheduler", folder, folder.parent / "scheduler"]
+    folder = Path(os.path.abspath(folder))
+    homes = [home for home in (folder / "unet_ema", folder / "unet", folder) if (home / UNET).is_file()]
+    above = [home / "scheduler" for home in (folder.parent, folder.parent.parent)]
+    choices = [folder / "scheduler", folder, *above]
     plans = [path for home in choices if (path := home / "scheduler_config.json").is_file()]
     if not homes or not plans:
         lacks = f"unet/{UNET}" if not homes else "scheduler/scheduler_config.json"
@@ -112,13 +137,15 @@ def unet_of(home: Path, place: str) -> torch.nn.Module:
     """The UNet2DModel of a folder with all of its weights, in float32."""
     from diffusers import UNet2DModel
 
-    safe = any(home.glob("*.safetensors"))
+    safe = sorted(home.glob(f"{WEIGHTS}*.safetensors"))
     if not safe and not (home / f"{WEIGHTS}.bin").is_file():
         raise click.ClickException(f"{home} has no {WEIGHTS}.safetensors.")
+    variant = variant_of(safe, home)
     try:
         unet, report = UNet2DModel.from_pretrained(
             str(home),
-            use_safetensors=safe,
+            use_safetensors=bool(safe),
+            variant=variant,
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,
             local_files_only=True,
@@ -127,9 +154,10 @@ def unet_of(home: Path, place: str) -> torch.nn.Module:
     except RuntimeError:  # of other shapes
         raise click.ClickException(f"the weights of {place} are not those of its {UNET}.") from None
     except Exception as error:
-        why = "" if safe else "; it is pickled, and nothing but plain tensors is unpickled"
+        pickled = "it is pickled, and nothing but plain tensors is unpickled; save them as safetensors"
         raise click.ClickException(
-            f"the weights in {home} cannot be read ({type(error).__name__}){why}; save them as safetensors."
+            f"the weights in {home} cannot be read ({type(error).__name__}); "
+            f"{damage(safe) or 'save them anew' if safe else pickled}."
         ) from None
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if wrong:
@@ -137,6 +165,29 @@ def unet_of(home: Path, place: str) -> torch.nn.Module:
             f"the weights of {place} are not those of its {UNET}: {len(wrong)} differ, {wrong[0]} first."
         )
     return unet
+
+
+def variant_of(files: list[Path], home: Path) -> str | None:
+    """The variant of the safetensors in a folder, as "fp16" of diffusion_pytorch_model.fp16.safetensors;
+    None where they are of none. ClickException where there are several and nothing else.
+    """
+    names = [file.name.removeprefix(WEIGHTS).removesuffix(".safetensors") for file in files]
+    found = sorted({re.sub(r"-\d+-of-\d+$", "", name) for name in names})  # without the numbers of pieces
+    if len(found) > 1 and "" not in found:
+        listed = ", ".join(name[1:] for name in found)
+        raise click.ClickException(f"{home} has its weights as {listed}; leave one of them there.")
+    return found[0][1:] or None if found else None
+
+
+def damage(files: list[Path]) -> str | None:
+    """Which of these safetensors is damaged, in words."""
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError):
+            return f"{file.name} is damaged or not whole, get it anew"
+    return None
 
 
 def classes_of(config, data: Data, place: str) -> int:
@@ -153,6 +204,14 @@ def form_of(scheduler: dict, place: str) -> str:
     if kind not in FORM:
         raise click.ClickException(f"{place} predicts {kind!r}; {', '.join(FORM)} are read.")
     return FORM[kind]
+
+
+def clip_of(scheduler: dict, place: str) -> float:
+    """How far from 0 the scheduler lets x0 be; ClickException where it does not clip."""
+    name = scheduler["_class_name"]
+    if scheduler.get("thresholding") or not scheduler.get("clip_sample", name in CLIPPING):
+        raise click.ClickException(f"{place} has a {name} that does not clip; leave out {CLIP[1:]}.")
+    return float(scheduler.get("clip_sample_range", 1.0))
 
 
 def table_of(scheduler: dict, place: str) -> Table:
@@ -198,6 +257,7 @@ def exported(model: Denoiser, folder: Path) -> None:
         num_train_timesteps=len(betas),
         trained_betas=None if linear else betas.tolist(),
         prediction_type={form: kind for kind, form in FORM.items()}[model.form],
-        clip_sample=False,  # as the methods here sample
+        clip_sample=isinstance(model, Clipped),  # as the methods here sample
+        clip_sample_range=getattr(model, "clip", 1.0),
     )
     DDPMPipeline(net.unet, scheduler).save_pretrained(folder, safe_serialization=True)

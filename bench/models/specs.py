@@ -1,4 +1,4 @@
-"""What `--base` takes, read as text: PLACE[:setting=value]..., the settings being those of guidance.
+"""What `--base` takes, read as text: PLACE[:setting=value]..., the settings being guidance, scale and clip.
 
 A place is a recipe with a budget of training or without (`denoiser`, `conditional@IMAGES`), a checkpoint
 folder of ours, `diffusers:FOLDER` or `diffusers:OWNER/NAME`, or `module.py:make`. `guided` is the denoiser
@@ -6,15 +6,22 @@ under a classifier's guidance.
 """
 
 import difflib
+import math
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import click
 
 CONDITIONAL, GUIDED = "conditional", "guided"
-SETTINGS = {"guidance": "of a base with classes, without a classifier", "scale": f"of {GUIDED}"}
+DENOISERS = ("denoiser", "ddpm", CONDITIONAL)  # the recipes that can be a base; others are shared models
+CLIP = ":clip=1"  # after the place of a pipeline whose x0 is clipped as its scheduler says
+SETTINGS = {
+    "guidance": "of a base with classes, without a classifier",
+    "scale": f"of {GUIDED}",
+    "clip": "of a pipeline of diffusers",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,16 @@ class Spec:
             return f"{name} trains on its base, which cannot be one with classes"
         if self.steered and ask != "sample":
             return f"{name} has no likelihood under guidance"
+        if self.clips and "train" in abilities:
+            return f"{name} trains on its base, which cannot be one with {CLIP[1:]}"
+        if self.clips and ask != "sample":
+            return f"{name} has no likelihood with {CLIP[1:]}"
         return None
+
+    @property
+    def clips(self) -> bool:
+        """Whether its x0 is clipped, so that x0 and eps are not of one flow."""
+        return self.kind == "diffusers" and self.place.endswith(CLIP)
 
     @property
     def rows(self) -> int:
@@ -64,12 +80,27 @@ def parsed(text: str, recipes: Collection[str] | None = None) -> Spec:
     """A base's text read; click.BadParameter where it says what cannot be. `recipes` are those there are."""
     place, *settings = re.split(r":(?=[a-z_]+=)", text)
     values = dict(read(setting, text) for setting in settings)
+    clip = values.pop("clip", None)
     spec = replace(where(place, recipes), **values)
+    if clip is not None and (spec.kind != "diffusers" or clip != 1):
+        raise click.BadParameter(f"clip is {SETTINGS['clip']}, and it is 1 or left out, unlike in {text!r}.")
+    if clip:
+        spec = replace(spec, place=spec.place + CLIP)
     if "scale" in values and not spec.classifier:
         raise click.BadParameter(f"scale is {SETTINGS['scale']}; {spec.place} may have guidance=....")
     if "guidance" in values and spec.classifier:
         raise click.BadParameter(f"{GUIDED} has scale=..., and guidance is {SETTINGS['guidance']}.")
+    if "guidance" in values and spec.kind == "recipe" and spec.place != CONDITIONAL:
+        raise unguidable(spec.place)
     return spec
+
+
+def unguidable(place: str) -> click.BadParameter:
+    """That what stands at a place cannot have guidance=...."""
+    return click.BadParameter(
+        f"{place} has no labels or knows nothing without them, and cannot be guided; "
+        f"give {CONDITIONAL}:guidance=..., or {GUIDED}:scale=..., which asks a classifier."
+    )
 
 
 def where(place: str, recipes: Collection[str] | None) -> Spec:
@@ -79,11 +110,16 @@ def where(place: str, recipes: Collection[str] | None) -> Spec:
         return Spec("diffusers", rest)
     if first.endswith(".py"):
         return Spec("python", place)
-    if Path(place).is_dir():
+    if os.path.isdir(place):
         return Spec("folder", place)
     name, at, budget = place.partition("@")
     if (recipes is not None and name not in (*recipes, GUIDED)) or (at and not budget.isdigit()):
-        known = ", ".join((*(recipes or ()), GUIDED))
+        if os.path.exists(place):
+            raise click.BadParameter(
+                f"a base is a folder, or a file of Python with a function (module.py:make), and {place} is "
+                "neither; single files of weights are not taken."
+            )
+        known = ", ".join((*DENOISERS, GUIDED))
         raise click.BadParameter(
             f"there is no base {place!r}: give {known} [@IMAGES], a checkpoint folder, diffusers:FOLDER or "
             "module.py:make."
@@ -95,9 +131,12 @@ def read(setting: str, text: str) -> tuple[str, float]:
     name, _, value = setting.partition("=")
     if name not in SETTINGS:
         near = difflib.get_close_matches(name, SETTINGS, 1, 0.4)
-        hint = f"did you mean {near[0]}?" if near else f"there are {' and '.join(SETTINGS)}."
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SETTINGS)}."
         raise click.BadParameter(f"no base has a setting {name!r}, as {text!r} says; {hint}")
     try:
-        return name, float(value)
+        number = float(value)
     except ValueError:
         raise click.BadParameter(f"{name} is a number, which {value!r} in {text!r} is not.") from None
+    if not math.isfinite(number):
+        raise click.BadParameter(f"{name} is a finite number, which {value!r} in {text!r} is not.")
+    return name, number

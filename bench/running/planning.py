@@ -59,6 +59,7 @@ def planned(
     `train` False plans without training shared models; cells of one that is not there carry a base id that no
     row has. `without` leaves out the methods that need one of these shared models.
     """
+    asked = specs.parsed(request.base, specs.DENOISERS)
     data, site = load(request.data), site_of(request)
     chosen = selected(request.selection, data.kinds)
     budgets = {plugin.name: budgets_of(plugin, request, chosen) for plugin, _ in chosen.methods}
@@ -77,7 +78,6 @@ def planned(
     ids = base_ids(request, data, methods, how, train)
     skipped = [*chosen.skipped, *too_small]
     plan = Plan(request, data, site, [], metrics, extractor, reference, skipped, chosen.baselines)
-    asked = specs.parsed(request.base)
     for plugin, given in methods:
         for ask in metrics:
             if ask not in plugin.abilities or (ask == "sample" and plugin.name in chosen.only_nll):
