@@ -217,7 +217,7 @@ def measure(small: bool = False) -> list[Record]:
     found = compared("digits", 10, 500, 25, site, "process") + compared("digits", 50, 500, 5, site, "process")
     found += compared("digits", 10, 500, 25, fast, "process")  # turns of two seconds, which swing by a tenth
     for form in (site, fast):
-        found += on_all_cores("digits", 10, 500, 5, form.execution)
+        found += on_all_cores("digits", 10, 500, 25, form.execution)
         found += compared("mixture-fashion", 10, 500, 3, form, "process")
     return found
 
