@@ -70,6 +70,14 @@ def test_a_folder_without_rows_is_one_sentence(tmp_path):
     assert result.exit_code == 1 and "holds no rows" in result.output
 
 
+def test_a_row_that_holds_what_is_no_text_is_in_the_report_and_the_tables(tmp_path):
+    store.append(tmp_path, [row("ddim", "fid[pixels]", budget, 1.0, base="\ud800") for budget in (5, 10)])
+    for words in (["report", "--out", str(tmp_path / "page.html")], ["table", "--write"]):
+        result = CliRunner().invoke(main, [*words, "--results", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+    assert "\\ud800" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_every_measured_number_is_in_the_page_with_its_command(folder, text):
     data = told(text)
     rows = [row for row in store.read(folder) if row.error is None]

@@ -26,7 +26,7 @@ def write(folder: Path, out: Path) -> Path:
     """The report of a results folder, written whole to `out`; ClickException where there are no rows."""
     text = report(folder)
     with whole(out) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # rows may hold what is no text
     return out
 
 

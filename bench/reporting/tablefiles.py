@@ -52,7 +52,7 @@ def write(folder: Path, published: bool = False) -> list[Path]:
         (place / name).unlink()
     for name, text in wanted.items():
         with whole(place / name) as part:
-            part.write_text(text, encoding="utf-8")
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")
     return [place / name for name in wanted]
 
 
