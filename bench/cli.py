@@ -94,7 +94,6 @@ def list_methods(category, leaf, style) -> None:
 @click.option("--data", help="Data set [digits, or what the methods selected are for].")
 @click.option(
     "--base",
-    type=RANGES["base"],
     default="denoiser",
     show_default=True,
     help="denoiser[@IMAGES], conditional:guidance=2, a checkpoint folder, diffusers:FOLDER, module.py:make.",

@@ -9,7 +9,7 @@ from bench.commands.options import RANGES
 
 @click.command()
 @click.argument("data")
-@click.argument("base", type=RANGES["base"])
+@click.argument("base")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--to",
@@ -29,7 +29,7 @@ def export(data, base, folder, to, seed) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise click.ClickException(f"{folder} is not empty; give a new folder.")
     asked = specs.parsed(base, specs.DENOISERS)
-    if asked.clips and to == "folder":
+    if asked.clip and to == "folder":
         raise click.BadParameter("clip=1 is no part of a folder's network; leave it out.")
     if asked.steered:
         raise click.BadParameter("guidance is no part of a folder's network; leave it out.")

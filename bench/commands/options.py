@@ -1,8 +1,6 @@
 """Options and parameter types that several commands share."""
 
 import math
-import os
-import re
 from pathlib import Path
 
 import click
@@ -107,25 +105,8 @@ class Finite(click.FloatRange):
         return number
 
 
-class Base(click.ParamType):
-    """A base as `specs` has it, whose budget, if it names one, is a number that a training can have."""
-
-    name = "text"
-
-    def convert(self, value, param, context):
-        place = value.partition(":")[0]
-        budget = re.sub(r"^\w+@", "", place)
-        if budget != place and budget.isdigit() and not os.path.isdir(place):
-            try:
-                RANGES["images"].convert(budget, param, context)
-            except click.BadParameter:
-                self.fail(f"the budget of {place!r} is no number of images from 1 to 10^12.", param, context)
-        return value
-
-
 # What numbers a run or a training takes, by the option's name: no more than any machine has or time allows.
 RANGES = {
-    "base": Base(),
     "gpus": Finite(0, 1024, min_open=True),
     "held_out": click.IntRange(1, 10**12),
     "images": click.IntRange(1, 10**12),

@@ -7,7 +7,7 @@ from bench.commands.options import RANGES, Size
 
 @click.command()
 @click.argument("data")
-@click.argument("base", default="denoiser", type=RANGES["base"])
+@click.argument("base", default="denoiser")
 @click.option("--images", type=RANGES["images"], help="Budget in images seen; the data's default otherwise.")
 @click.option("--minutes", type=RANGES["minutes"], help="Stop after this long; run again to go on.")
 @click.option("--seed", type=RANGES["train_seed"], default=0, help="Seed of training [0].")

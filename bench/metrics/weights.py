@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import click
 
-from bench.cache import cache_dir, whole
+from bench.cache import cache_dir, sha256_of, whole
 
 CLIP = "https://openaipublic.azureedge.net/clip/models"
 DINOV2 = "https://dl.fbaipublicfiles.com/dinov2"
@@ -85,7 +85,7 @@ def read(name: str) -> tuple[bytes, str]:
     """The content of the weights and its sha256; `click.ClickException` if it is not the official one."""
     path, known = path_of(name), WEIGHTS[name].sha256
     content = path.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
+    sha256 = sha256_of(content)
     if sha256 != known:
         raise click.ClickException(
             f"{path} is not the official file of {name}, whose sha256 begins with {known[:8]} and not "
@@ -97,7 +97,7 @@ def read(name: str) -> tuple[bytes, str]:
 def fetch(name: str) -> Path:
     """Download the weights into the cache, unless they are there and whole, and check them."""
     weights, path = WEIGHTS[name], cache_dir() / "weights" / WEIGHTS[name].file
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == weights.sha256:
+    if path.is_file() and sha256_of(path.read_bytes()) == weights.sha256:
         return path
     digest = hashlib.sha256()
     try:

@@ -58,7 +58,7 @@ def unguided(
     if asked.kind == "diffusers":
         from bench.models.pipelines import opened
 
-        return opened(asked.place, data, how)
+        return opened(asked.place, data, how, bool(asked.clip))
     if asked.kind == "python":
         return strangers(asked.place, data, how)
     if asked.kind == "folder":

@@ -22,7 +22,6 @@ from bench.diffusion.denoiser import Denoiser, Prediction
 from bench.diffusion.schedule import VE, Table, cosine_table, ddpm_table
 from bench.models.checkpoints import of_data, shares_of, suited
 from bench.models.kept import How, sha256_of
-from bench.models.specs import CLIP
 
 FORM = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 LEAST = 1e-12  # bar-alpha where a last step has no signal, and so no finite half log-SNR
@@ -43,24 +42,23 @@ class Clipped(Denoiser):
         return out
 
 
-def opened(place: str, data: Data, how: How) -> tuple[Denoiser, dict]:
+def opened(place: str, data: Data, how: How, clip: bool = False) -> tuple[Denoiser, dict]:
     """The denoiser of a diffusers pipeline, a folder or a hub's id, and a card; ClickException where it is
-    not a UNet2DModel of a process that is known here, or not for `data`. With CLIP after it, `Clipped`.
+    not a UNet2DModel of a process that is known here, or not for `data`. `clip` makes it `Clipped`.
     """
     try:
-        return read(place, data, how)
+        return read(place, data, how, clip)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise click.ClickException(f"a configuration in {place} says what cannot be ({reason}).") from None
 
 
-def read(place: str, data: Data, how: How) -> tuple[Denoiser, dict]:
+def read(place: str, data: Data, how: How, clip: bool) -> tuple[Denoiser, dict]:
     """As `opened`, raising whatever follows from a configuration that holds no sense.
 
     A process in discrete steps becomes a Table, ScoreSdeVePipeline's a VE schedule. Learned variances are
     `Prediction.extra`.
     """
-    clips, place = place.endswith(CLIP), place.removesuffix(CLIP)
     folder = Path(place) if Path(place).is_dir() else from_hub(place)
     unet, scheduler = parts_of(folder, place)
     config = unet.config
@@ -84,8 +82,8 @@ def read(place: str, data: Data, how: How) -> tuple[Denoiser, dict]:
         net = Discrete(unet, schedule, classes)
         known = net.known
     facts = {"form": form}
-    model = (Clipped if clips else Denoiser)(net, schedule, data.shape, form, 1.0, tuple(map(float, known)))
-    if clips:
+    model = (Clipped if clip else Denoiser)(net, schedule, data.shape, form, 1.0, tuple(map(float, known)))
+    if clip:
         model.clip = facts["clip"] = clip_of(scheduler, place)
     model = of_data(model, data, place).requires_grad_(False).eval().to(how.device)
     identity = key_of({"weights": sha256_of(model)} | facts, 64)
@@ -210,7 +208,7 @@ def clip_of(scheduler: dict, place: str) -> float:
     """How far from 0 the scheduler lets x0 be; ClickException where it does not clip."""
     name = scheduler["_class_name"]
     if scheduler.get("thresholding") or not scheduler.get("clip_sample", name in CLIPPING):
-        raise click.ClickException(f"{place} has a {name} that does not clip; leave out {CLIP[1:]}.")
+        raise click.ClickException(f"{place} has a {name} that does not clip; leave out clip=1.")
     return float(scheduler.get("clip_sample_range", 1.0))
 
 

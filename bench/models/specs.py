@@ -16,7 +16,7 @@ import click
 
 CONDITIONAL, GUIDED = "conditional", "guided"
 DENOISERS = ("denoiser", "ddpm", CONDITIONAL)  # the recipes that can be a base; others are shared models
-CLIP = ":clip=1"  # after the place of a pipeline whose x0 is clipped as its scheduler says
+MOST = 10**12  # images of a training
 SETTINGS = {
     "guidance": "of a base with classes, without a classifier",
     "scale": f"of {GUIDED}",
@@ -33,6 +33,7 @@ class Spec:
     images: int | None = None  # training budget of a recipe
     guidance: float | None = None  # 1 is the labelled reading, two rows a call
     scale: float = 1.0  # of a classifier's guidance
+    clip: float = 0.0  # of a pipeline: at 1, x0 as its scheduler clips it; x0 and eps are then of no one flow
 
     @property
     def classifier(self) -> bool:
@@ -55,16 +56,11 @@ class Spec:
             return f"{name} trains on its base, which cannot be one with classes"
         if self.steered and ask != "sample":
             return f"{name} has no likelihood under guidance"
-        if self.clips and "train" in abilities:
-            return f"{name} trains on its base, which cannot be one with {CLIP[1:]}"
-        if self.clips and ask != "sample":
-            return f"{name} has no likelihood with {CLIP[1:]}"
+        if self.clip and "train" in abilities:
+            return f"{name} trains on its base, which cannot be one with clip=1"
+        if self.clip and ask != "sample":
+            return f"{name} has no likelihood with clip=1"
         return None
-
-    @property
-    def clips(self) -> bool:
-        """Whether its x0 is clipped, so that x0 and eps are not of one flow."""
-        return self.kind == "diffusers" and self.place.endswith(CLIP)
 
     @property
     def rows(self) -> int:
@@ -80,12 +76,9 @@ def parsed(text: str, recipes: Collection[str] | None = None) -> Spec:
     """A base's text read; click.BadParameter where it says what cannot be. `recipes` are those there are."""
     place, *settings = re.split(r":(?=[a-z_]+=)", text)
     values = dict(read(setting, text) for setting in settings)
-    clip = values.pop("clip", None)
     spec = replace(where(place, recipes), **values)
-    if clip is not None and (spec.kind != "diffusers" or clip != 1):
+    if "clip" in values and (spec.kind != "diffusers" or spec.clip != 1):
         raise click.BadParameter(f"clip is {SETTINGS['clip']}, and it is 1 or left out, unlike in {text!r}.")
-    if clip:
-        spec = replace(spec, place=spec.place + CLIP)
     if "scale" in values and not spec.classifier:
         raise click.BadParameter(f"scale is {SETTINGS['scale']}; {spec.place} may have guidance=....")
     if "guidance" in values and spec.classifier:
@@ -113,6 +106,8 @@ def where(place: str, recipes: Collection[str] | None) -> Spec:
     if os.path.isdir(place):
         return Spec("folder", place)
     name, at, budget = place.partition("@")
+    if at and budget.isdigit() and not (budget.isdecimal() and len(budget) < 15 and 1 <= int(budget) <= MOST):
+        raise click.BadParameter(f"the budget of {place!r} is no number of images from 1 to 10^12.")
     if (recipes is not None and name not in (*recipes, GUIDED)) or (at and not budget.isdigit()):
         if os.path.exists(place):
             raise click.BadParameter(
