@@ -62,6 +62,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     @property
     def hyper_parameters(self) -> dict:
         """The parameters but the tolerance, which the harness finds for each budget."""
+        if "tolerance" not in self.parameters:
+            return self.parameters
         return {name: value for name, value in self.parameters.items() if name != "tolerance"}
 
 
