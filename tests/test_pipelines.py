@@ -216,6 +216,25 @@ def test_a_variance_exploding_pipeline_has_the_score_of_its_unet_on_images_twice
     assert method("score_sde", schedule="own").sample(seen, seen.prior(2), 4).isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_pipeline_of_edm_samples_as_diffusers_euler_does(kind, tmp_path):
+    net = unet()
+    scheduler = diffusers.EDMEulerScheduler(sigma_data=0.7, sigma_max=40.0, prediction_type=kind)
+    diffusers.DDPMPipeline(net, scheduler).save_pretrained(tmp_path)
+    start = 40 * noise()
+    scheduler.set_timesteps(8)
+    theirs = start
+    for time in scheduler.timesteps:
+        with torch.no_grad():
+            out = net(scheduler.scale_model_input(theirs, time), time).sample
+        theirs = scheduler.step(out, time, theirs).prev_sample
+    base = opened(tmp_path)
+    with torch.no_grad():
+        ours = method("ddim", schedule="own", spacing="karras").sample(base, start, 8)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+    assert base.known == pytest.approx((-math.log(40), -math.log(0.002)))
+
+
 def test_a_unet_that_was_trained_with_labels_is_told_them(tmp_path):
     theirs = unet(num_class_embeds=10)
     diffusers.DDIMPipeline(theirs, diffusers.DDIMScheduler()).save_pretrained(tmp_path)
@@ -358,6 +377,9 @@ def test_what_cannot_be_a_base_is_refused_in_a_sentence(tmp_path, monkeypatch):
         broken("d", net, layers_per_block=2): "are not those of its config.json",
         broken("g", net, num_class_embeds=10): "1 differ, class_embedding.weight first",
         broken("e", scheduler, _class_name="ScoreSdeVeScheduler"): "how it was trained cannot be told",
+        broken(
+            "h", scheduler, _class_name="EDMEulerScheduler", prediction_type="sample"
+        ): "predicts 'sample'; epsilon, v_prediction are read of a EDM",
         broken("f", net, sample_size=16): r"for shape \(1, 16, 16\), and digits has \(1, 8, 8\)",
         tmp_path: "is not a pipeline of diffusers: it lacks unet/config.json",
         tmp_path / "nowhere": "there is no folder",

@@ -1,7 +1,7 @@
 """Networks that were trained in other terms than half log-SNRs, made to answer what a Denoiser asks.
 
-Each is fed the unit-variance input of sigma_data = 1, x / alpha / sqrt(1 + (sigma / alpha)^2), which for a
-process that preserves variance is its x itself.
+All but `Preconditioned`, whose sigma_data is its own, are fed the unit-variance input of sigma_data = 1,
+x / alpha / sqrt(1 + (sigma / alpha)^2), which for a process that preserves variance is its x itself.
 """
 
 import torch
@@ -57,6 +57,22 @@ class Exploding(OfUNet):
         sigma = self.time(lam)
         z = rowwise(torch.sqrt(1 + 4 * sigma**2), x) * x
         return -rowwise(sigma, x) * self.answer((z + 1) / 2, sigma, labels)
+
+
+class Preconditioned(OfUNet):
+    """A UNet2DModel that gives EDM's F, told c_noise = ln(sigma) / 4 (Karras et al. 2022, table 1); `sign` is
+    -1 where diffusers' "v_prediction" has it the other way round.
+    """
+
+    def __init__(self, unet: nn.Module, classes: int = 0, sign: float = 1.0):
+        super().__init__(unet, classes)
+        self.sign = sign
+
+    def time(self, lam: Tensor) -> Tensor:
+        return -lam / 4
+
+    def forward(self, x: Tensor, lam: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.sign * super().forward(x, lam, labels)
 
 
 def untrained_ddpm(shape: tuple[int, int, int], widths=None, levels: int | None = None) -> Denoiser:

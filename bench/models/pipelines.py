@@ -6,8 +6,10 @@ pickled file is read by torch's weights-only reader, which runs nothing, or not 
 """
 
 import json
+import math
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import click
@@ -17,13 +19,15 @@ from torch import Tensor
 
 from bench.cache import key_of
 from bench.data import Data
-from bench.diffusion.adapters import Discrete, Exploding
+from bench.diffusion.adapters import Discrete, Exploding, Preconditioned
 from bench.diffusion.denoiser import Denoiser, Prediction
-from bench.diffusion.schedule import VE, Table, cosine_table, ddpm_table
+from bench.diffusion.networks import OfUNet
+from bench.diffusion.schedule import EDM, VE, Schedule, Table, cosine_table, ddpm_table
 from bench.models.checkpoints import of_data, shares_of, suited
 from bench.models.kept import How, sha256_of
 
 FORM = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+SIGN_OF_F = {"epsilon": 1.0, "v_prediction": -1.0}  # in an EDM scheduler's terms
 LEAST = 1e-12  # bar-alpha where a last step has no signal, and so no finite half log-SNR
 UNET, WEIGHTS = "config.json", "diffusion_pytorch_model"
 CLIPPING = ("DDPMScheduler", "DDIMScheduler")  # which clip where their configuration does not say
@@ -56,8 +60,7 @@ def opened(place: str, data: Data, how: How, clip: bool = False) -> tuple[Denois
 def read(place: str, data: Data, how: How, clip: bool) -> tuple[Denoiser, dict]:
     """As `opened`, raising whatever follows from a configuration that holds no sense.
 
-    A process in discrete steps becomes a Table, ScoreSdeVePipeline's a VE schedule. Learned variances are
-    `Prediction.extra`.
+    Learned variances are `Prediction.extra`.
     """
     folder = Path(place) if Path(place).is_dir() else from_hub(place)
     unet, scheduler = parts_of(folder, place)
@@ -66,28 +69,49 @@ def read(place: str, data: Data, how: How, clip: bool) -> tuple[Denoiser, dict]:
     side = tuple(size) if isinstance(size, list | tuple) else (size, size)
     suited((config.in_channels, *(side if size else data.shape[1:])), data, place)
     classes = classes_of(config, data, place)
-    fourier, explodes = config.time_embedding_type == "fourier", "ScoreSdeVe" in scheduler["_class_name"]
-    if fourier != explodes:
-        raise click.ClickException(
-            f"{place} joins a {config.time_embedding_type} time and a {scheduler['_class_name']}, and how "
-            "it was trained cannot be told; fourier goes with ScoreSdeVeScheduler, the others with steps."
-        )
-    if explodes:
-        lowest, highest = (2 * scheduler[name] for name in ("sigma_min", "sigma_max"))  # on [-1, 1]
-        schedule, form = VE(lowest, highest), "eps"
-        net = Exploding(unet, classes)
-        known = tuple(-torch.tensor([highest, lowest], dtype=torch.float64).log().numpy())
-    else:
-        schedule, form = table_of(scheduler, place), form_of(scheduler, place)
-        net = Discrete(unet, schedule, classes)
-        known = net.known
-    facts = {"form": form}
-    model = (Clipped if clip else Denoiser)(net, schedule, data.shape, form, 1.0, tuple(map(float, known)))
+    net, schedule, facts, known = understood(unet, scheduler, classes, place)
+    form, sigma_data = facts["form"], facts.get("sigma_data", 1.0)
+    model = (Clipped if clip else Denoiser)(net, schedule, data.shape, form, sigma_data, known)
     if clip:
         model.clip = facts["clip"] = clip_of(scheduler, place)
     model = of_data(model, data, place).requires_grad_(False).eval().to(how.device)
     identity = key_of({"weights": sha256_of(model)} | facts, 64)
     return model, {"sha256": identity, "images": 0, "seconds": 0.0}
+
+
+def understood(
+    unet: torch.nn.Module, scheduler: dict, classes: int, place: str
+) -> tuple[OfUNet, Schedule, dict, tuple[float, float]]:
+    """The network as a Denoiser asks it, its process, the facts of what its output means, and the half
+    log-SNRs it knows: of a process in discrete steps, which becomes a Table, of ScoreSdeVePipeline's, a VE
+    schedule, or of an EDM...Scheduler, EDM's. ClickException where time and scheduler are of two of them.
+    """
+    name, time = scheduler["_class_name"], unet.config.time_embedding_type
+    explodes, edm = "ScoreSdeVe" in name, name.startswith("EDM")
+    if (time == "fourier") != explodes or (edm and time != "positional"):
+        raise click.ClickException(
+            f"{place} joins a {time} time and a {name}, and how it was trained cannot be told; fourier goes "
+            "with ScoreSdeVeScheduler, positional with those of EDM, both but fourier with steps."
+        )
+    if explodes:
+        lowest, highest = (2 * scheduler[end] for end in ("sigma_min", "sigma_max"))  # on [-1, 1]
+        return Exploding(unet, classes), VE(lowest, highest), {"form": "eps"}, between(lowest, highest)
+    if edm:
+        lowest, highest = scheduler.get("sigma_min", 0.002), scheduler.get("sigma_max", 80.0)
+        facts = {"form": "F", "sign": SIGN_OF_F[predicted(scheduler, SIGN_OF_F, place)]}
+        facts["sigma_data"] = float(scheduler.get("sigma_data", 0.5))
+        net = Preconditioned(unet, classes, facts["sign"])
+        return net, EDM(lowest, highest), facts, between(lowest, highest)
+    table = table_of(scheduler, place)
+    net = Discrete(unet, table, classes)
+    return net, table, {"form": FORM[predicted(scheduler, FORM, place)]}, net.known
+
+
+def between(lowest: float, highest: float) -> tuple[float, float]:
+    """The half log-SNRs of these sigmas, where alpha is 1."""
+    if not 0 < lowest < highest < math.inf:
+        raise ValueError(f"sigma goes from {lowest} to {highest}")
+    return -math.log(highest), -math.log(lowest)
 
 
 def from_hub(place: str) -> Path:
@@ -197,11 +221,13 @@ def classes_of(config, data: Data, place: str) -> int:
     return known - 1 if known and known - 1 == of_data else known
 
 
-def form_of(scheduler: dict, place: str) -> str:
+def predicted(scheduler: dict, kinds: Collection[str], place: str) -> str:
+    """What a scheduler says the network's output is, one of the kinds that are read of it."""
     kind = scheduler.get("prediction_type", "epsilon")
-    if kind not in FORM:
-        raise click.ClickException(f"{place} predicts {kind!r}; {', '.join(FORM)} are read.")
-    return FORM[kind]
+    if kind not in kinds:
+        name = scheduler["_class_name"]
+        raise click.ClickException(f"{place} predicts {kind!r}; {', '.join(kinds)} are read of a {name}.")
+    return kind
 
 
 def clip_of(scheduler: dict, place: str) -> float:
