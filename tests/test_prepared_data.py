@@ -3,6 +3,7 @@
 import io
 import tarfile
 import zipfile
+from dataclasses import replace
 
 import click
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from bench.cli import main
 from bench.data import bring, load, pictures
-from bench.data.prepared import celeba_image, imagenet_image
+from bench.data.prepared import PREPARATIONS, celeba_image, imagenet_image
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +112,15 @@ def test_faces_are_split_by_their_numbers_wherever_they_lie(tmp_path, pack, name
     assert (data.shape, data.levels, data.train.dtype, data.labels) == ((3, 64, 64), 256, torch.uint8, None)
     assert data.train[:, 0, 0, 0].tolist() == [n % 251 for n in (1, 7, 162_770)]
     assert data.test[:, 0, 0, 0].tolist() == [n % 251 for n in (182_638, 202_599)]
+
+
+def test_a_set_of_which_not_all_images_are_there_is_said_to_be_one(tmp_path, monkeypatch):
+    words = ["data", "import", "celeba64", str(folder(tmp_path / "a", FACES))]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0 and "3 and 2 images" in done.stdout
+    assert "celeba64 is of 162,770 and 19,962 images when it is whole" in done.stderr
+    monkeypatch.setitem(PREPARATIONS, "celeba64", replace(PREPARATIONS["celeba64"], whole=(3, 2)))
+    assert not CliRunner().invoke(main, words).stderr
 
 
 def test_the_same_originals_give_the_same_fingerprint_however_they_are_packed(tmp_path):

@@ -35,9 +35,12 @@ def data_fetch(name) -> None:
 def data_import(name, path) -> None:
     """Make the data set NAME (celeba64, imagenet64) of the originals at PATH, a folder, .zip or .tar."""
     from bench.data import bring, load
+    from bench.data.prepared import short_of
 
     for part, file in bring(name, path).items():
         click.echo(f"{part}: {file}")
     load.cache_clear()
     data = load(name)
     click.echo(f"{len(data.train):,} and {len(data.test):,} images, sha256 of the data {data.fingerprint}")
+    if said := short_of(name, data):
+        click.echo(said, err=True)

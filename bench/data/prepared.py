@@ -39,6 +39,7 @@ class Preparation:
     """What the originals are, which split each belongs to, and what is made of one."""
 
     originals: str
+    whole: tuple[int, int]  # how many images there are, for training and held out
     places: Callable[[list[str], Path], dict[str, Place]]
     image: Callable[[Image, str], Image]
 
@@ -89,6 +90,17 @@ def bring(name: str, path: Path) -> dict[str, Path]:
                 with stack.enter_context(whole(files[labels])).open("wb") as draft:
                     numpy.save(draft, numpy.array([places[n].label for n in order[part]], numpy.int64))
     return {part: path for part, path in files.items() if path.exists()}
+
+
+def short_of(name: str, data: Data) -> str:
+    """What a person should know of a set of which not all images are there; nothing where they are."""
+    there, whole = (len(data.train), len(data.test)), PREPARATIONS[name].whole
+    if there == whole:
+        return ""
+    return (
+        f"{name} is of {whole[0]:,} and {whole[1]:,} images when it is whole: what is measured on these does "
+        "not compare with published numbers"
+    )
 
 
 def fetch(name: str) -> Path:
@@ -168,10 +180,14 @@ def imagenet_image(image: Image, where: str) -> Image:
 
 PREPARATIONS = {
     "celeba64": Preparation(
-        "CelebA's aligned images, img_align_celeba (a folder, .zip or .tar)", celeba_places, celeba_image
+        "CelebA's aligned images, img_align_celeba (a folder, .zip or .tar)",
+        (len(CELEBA_TRAIN), len(CELEBA_TEST)),
+        celeba_places,
+        celeba_image,
     ),
     "imagenet64": Preparation(
         "a folder (or .zip or .tar) of train/CLASS/*.JPEG and val/CLASS/*.JPEG",
+        (1_281_167, 50_000),
         imagenet_places,
         imagenet_image,
     ),
