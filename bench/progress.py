@@ -55,18 +55,21 @@ class Progress:
     def note(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def report(self, label: str, seen: int, total: int, loss: float) -> None:
-        """A training's progress; `training.Report`."""
+    def report(self, label: str, seen: int, total: int, loss: float | None = None) -> None:
+        """The progress of a training, `training.Report`, or of looking at images, which has no loss and of
+        which nothing is said where it is quick.
+        """
         now = time.monotonic()
         course = self.courses.setdefault(label, Course(now, seen))
+        more = "" if loss is None else f"loss {loss:.4f}"
         if label not in self.tasks:
             self.tasks[label] = self.bars.add_task(label, more="")
-        self.bars.update(self.tasks[label], total=total, completed=seen, more=f"loss {loss:.4f}")
-        due = now - self.said.get(label, float("-inf")) > EVERY
+        self.bars.update(self.tasks[label], total=total, completed=seen, more=more)
+        due = now - self.said.get(label, float("-inf") if more else course.began) > EVERY
         due = due or (seen >= total and now - course.began > EVERY)  # and not at the end of every short part
         if due and not self.console.is_terminal:
             left = course.left(now, seen, total)
-            self.note(f"{label}: {seen:,} of {total:,} images, loss {loss:.4f}{left}")
+            self.note(f"{label}: {seen:,} of {total:,} images{', ' if more else ''}{more}{left}")
             self.said[label] = now
         if seen >= total:
             self.over(label)

@@ -154,6 +154,13 @@ def test_the_reference_is_computed_once_and_named_by_content(digit_data, tmp_pat
     assert len(list((tmp_path / "cache" / "reference").iterdir())) == 3
 
 
+def test_a_slow_look_at_the_data_is_told_of_once_a_thousand_images(digit_data):
+    told = []
+    for _ in range(2):  # the second time it is known
+        reference(digit_data, extractor("digits", digit_data), tell=lambda *words: told.append(words))
+    assert told == [(1000, 1437), (1437, 1437)]
+
+
 def test_the_moments_of_a_reference_longer_than_its_rows_are_those_of_all(gaussian, monkeypatch):
     monkeypatch.setattr("bench.metrics.references.ROWS", 100)
     sampled = replace(gaussian, exact=None)

@@ -26,6 +26,20 @@ def test_two_trainings_at_once_are_each_told_of_with_the_time_they_still_take(cl
     assert "training b: 500 of 1,000 images, loss 0.2500, about 50 s left" in said
 
 
+def test_looking_at_images_is_told_of_where_it_takes_long_and_not_where_it_is_quick(clock, capsys):
+    with Progress() as told:
+        for seen in range(0, 101, 10):
+            clock[0] = seen / 10
+            told.report("digits at the training images", seen, 100)
+        assert not capsys.readouterr().err
+        for seen in range(0, 101, 10):
+            clock[0] = 100.0 + seen
+            told.report("inception at the training images", seen, 100)
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "inception at the training images: 30 of 100 images, about 70 s left"
+    assert last.startswith("inception at the training images: 100 of 100 images")
+
+
 def test_a_training_of_many_short_parts_says_no_more_than_a_long_one(clock, capsys):
     with Progress() as told:
         for part in range(40):

@@ -18,7 +18,7 @@ from bench.metrics.curved import CURVED
 from bench.metrics.extractor import Extractor
 from bench.metrics.jackknife import BLOCKS, Measured, require
 from bench.metrics.moments import Moments
-from bench.metrics.names import PAIRS, column, find
+from bench.metrics.names import COMPARED, PAIRS, column, find
 from bench.metrics.ngrams import NGRAMS
 from bench.metrics.pairs import kid, precision_recall
 from bench.metrics.points import POINTWISE
@@ -89,7 +89,7 @@ class Gathered:
                 f"The Inception score needs a classifier, which the extractor {extractor.name} is not."
             )
         self.extractor = extractor
-        self.target = _target(reference, data, extractor) if wanted - {"is"} else None
+        self.target = _target(reference, data, extractor) if wanted & COMPARED else None
         self.pairs = wanted & PAIRS
         if self.pairs and self.target.rows is None:
             raise ValueError(

@@ -27,6 +27,7 @@ CURVED = frozenset({"sphere", "torus"})
 BOX = frozenset({"box"})
 ANY = frozenset({"image", "vector", "tokens", "sphere", "torus", "box"})
 PAIRS = frozenset({"kid", "precision", "recall"})  # metrics of rows of features, which moments are not
+COMPARED = PAIRS | {"fid"}  # with what an extractor sees of the data
 # what is measured by default where it is not what images and vectors have
 OF_KIND = {
     "tokens": ("tv1", "tv2", "tv3", "nll", "nll_excess"),

@@ -3,7 +3,7 @@ those of a file that others published.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -32,8 +32,14 @@ class Reference:
     sha256: str = ""  # of the file they are from
 
 
-def reference(data: Data, extractor: Extractor, split: str = "train") -> Reference:
-    """What `extractor` sees of the data's split "train" or "test".
+def reference(
+    data: Data,
+    extractor: Extractor,
+    split: str = "train",
+    tell: Callable[[int, int], None] = lambda seen, total: None,
+) -> Reference:
+    """What `extractor` sees of the data's split "train" or "test". `tell` hears how many of how many images
+    it has seen, where they are not known from before: one that is slow takes hours.
 
     Where the distribution is known and the features are its coordinates (or a projection of them), mean and
     covariance are the population's, whatever the split; only the rows are a sample.
@@ -51,11 +57,18 @@ def reference(data: Data, extractor: Extractor, split: str = "train") -> Referen
         mean, cov = (moment.cpu().double() for moment in exact)
         return Reference("population", 0, mean, cov, extractor(stored[:ROWS])["features"].cpu())
 
+    def seen(first: int, last: int) -> Iterator[Tensor]:
+        for start in range(first, last, CHUNK):
+            stop = min(start + CHUNK, last)
+            yield extractor(stored[start:stop])["features"].cpu()
+            tell(stop, len(stored))
+
     def compute() -> dict[str, Tensor]:
-        rows = torch.cat([extractor(chunk)["features"].cpu() for chunk in stored[:ROWS].split(CHUNK)])
+        few = min(ROWS, len(stored))
+        rows = torch.cat(list(seen(0, few)))
         near = rows.double().mean(0)  # moments are summed about a near mean, where they lose no digits
         total, outer = torch.zeros_like(near), near.new_zeros(len(near), len(near))
-        for features in chain(rows.split(CHUNK), _rest(stored, extractor)):
+        for features in chain(rows.split(CHUNK), seen(few, len(stored))):
             wide = features.double() - near
             total += wide.sum(0)
             outer += wide.T @ wide
@@ -102,7 +115,3 @@ def imported(path: Path | None, extractor: Extractor, names: Sequence[str]) -> R
     return Reference(
         path.name, 0, mean, (cov + cov.T) / 2, None, hashlib.sha256(path.read_bytes()).hexdigest()
     )
-
-
-def _rest(stored: Tensor, extractor: Extractor) -> Iterator[Tensor]:
-    return (extractor(chunk)["features"].cpu() for chunk in stored[ROWS:].split(CHUNK) if len(chunk))

@@ -6,8 +6,8 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
 
@@ -22,6 +22,8 @@ from bench.job import BLOCKS, Cell, Chunk, Readied
 from bench.metrics.fidelity import measure
 from bench.metrics.jackknife import Measured, of_mean
 from bench.metrics.likelihood import measure_excess, measure_nll
+from bench.metrics.names import COMPARED
+from bench.metrics.references import reference
 from bench.row import FLOOR, Row
 from bench.running.chunks import read_chunk
 from bench.running.plan import Plan, Request
@@ -75,8 +77,8 @@ def sample_columns(plan: Plan, cell: Cell) -> dict[str, Measured]:
 
 def compared(plan: Plan, names: list[str], samples: Iterable[Tensor], count: int) -> dict[str, Measured]:
     """The metrics of these samples by the plan's extractor, held against its reference."""
-    reference = plan.reference or "train"
-    return measure(names, samples, plan.data, plan.extractor, BLOCKS, plan.site.device, reference, count)
+    against = plan.reference or "train"
+    return measure(names, samples, plan.data, plan.extractor, BLOCKS, plan.site.device, against, count)
 
 
 def nll_columns(plan: Plan, cell: Cell) -> dict[str, Measured]:
@@ -104,8 +106,10 @@ def keep_images(plan: Plan, cell: Cell, stored: Tensor) -> None:
         )
 
 
-def floor(plan: Plan) -> None:
-    """What real data scores by the same measure: the held-out images against the training images."""
+def floor(plan: Plan, report: Callable[[str, int, int], None]) -> None:
+    """What real data scores by the same measure: the held-out images against the training images, which
+    takes a slow extractor hours the first time: `report` hears a label and how many of how many it has seen.
+    """
     names = [name for name in plan.metrics.get("sample", ()) if name not in ("distance", "memorisation")]
     cell = floor_cell(plan)
     if not names or (cell.key, named(names[0], plan)) in store.answered(plan.site.results):
@@ -118,6 +122,9 @@ def floor(plan: Plan) -> None:
     with FileLock(work / f"{cell.key}.lock"):
         if (cell.key, named(names[0], plan)) in store.answered(plan.site.results):
             return  # another run on this folder was faster
+        if COMPARED & set(names) and not plan.reference:
+            label = f"{plan.extractor.name} at the training images"
+            reference(plan.data, plan.extractor, tell=partial(report, label))
         found = compared(plan, names, held_out.split(CHUNK), len(held_out))
         rows = [row_of(plan, cell, name, m, [], None, None) for name, m in found.items()]
         store.append(plan.site.results, rows)

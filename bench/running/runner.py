@@ -65,7 +65,7 @@ def execute(plan: Plan, progress: Progress) -> None:
     holds are left to it.
     """
     if plan.cells:  # else there is no protocol that the floor would be of
-        floor(plan)
+        floor(plan, progress.report)
     if not plan.todo:
         return
     with closing(executor_of(plan)) as executor:
