@@ -22,7 +22,8 @@ class Course:
     def left(self, now: float, seen: int, total: int) -> str:
         """How long it will take from here, once that can be told."""
         took, done = now - self.began, seen - self.first
-        return f", about {took * (total - seen) / done:.0f} s left" if took > 5 and done else ""
+        told = took > 5 and done and seen < total
+        return f", about {took * (total - seen) / done:.0f} s left" if told else ""
 
 
 class Progress:

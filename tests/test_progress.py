@@ -37,7 +37,7 @@ def test_looking_at_images_is_told_of_where_it_takes_long_and_not_where_it_is_qu
             told.report("inception at the training images", seen, 100)
     first, *_, last = capsys.readouterr().err.splitlines()
     assert first == "inception at the training images: 30 of 100 images, about 70 s left"
-    assert last.startswith("inception at the training images: 100 of 100 images")
+    assert last == "inception at the training images: 100 of 100 images"
 
 
 def test_a_training_of_many_short_parts_says_no_more_than_a_long_one(clock, capsys):
