@@ -99,6 +99,30 @@ def test_the_death_of_the_server_that_forks_workers_costs_nothing_but_time(tmp_p
     assert (tmp_path / "died").exists()
 
 
+def worker_of(chore: Chore) -> int:
+    doubled(chore)
+    return os.getpid()
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    path = Path("/proc", str(pid), "cmdline")
+    return path.exists() and bool(path.read_bytes())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_a_worker_outlives_the_server_that_forked_it_and_can_still_be_stopped(tmp_path):
+    chores = [Chore(0, "orphan", str(tmp_path)), Chore(1), Chore(2, "hang", seconds=1.0), Chore(3)]
+    with closing(local(1, limited=True)) as executor:
+        found = {chore.number: result for chore, result in executor.map(worker_of, chores)}
+    assert found[0] == found[1] != found[3]
+    assert "the end of its time limit" in found[2].sentence
+    until = time.monotonic() + 10
+    while runs(found[0]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not runs(found[0])
+
+
 def test_nothing_waits_at_a_worker_behind_a_task_that_is_alone(tmp_path):
     """The long task ends only after all others, which therefore were done by the other worker."""
     chores = [Chore(0, "wait", str(tmp_path), alone=True), *(Chore(n) for n in range(1, 6))]

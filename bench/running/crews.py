@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from signal import SIG_BLOCK, SIG_IGN, SIG_SETMASK, SIGINT, Signals, pthread_sigmask, signal
+from signal import SIG_BLOCK, SIG_IGN, SIG_SETMASK, SIGINT, SIGKILL, Signals, pthread_sigmask, signal
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from bench.cache import Shelf, cache_dir
 UP = "up"  # what a worker says before it works
 IMPORTED = ["bench.running.tasks", "diffusers.models.unets.unet_2d"]  # before workers are forked
 LOOK = 2.0  # seconds between two looks at the nodes of a cluster
+ORPHANED = 255  # the exit code that multiprocessing makes up where a fork server is no more
 KNOCK = 5.0  # seconds in which the address of a cluster must answer
 HEARD: ContextVar[Callable[..., None] | None] = ContextVar("who hears of a task before its end", default=None)
 
@@ -106,7 +107,7 @@ class Processes:
     def wait(self, hands: Sequence[Hand], seconds: float | None) -> None:
         from multiprocessing.connection import wait
 
-        wait([end for hand in hands for end in (hand.pipe, hand.process.sentinel)], seconds)
+        wait([end for hand in hands for end in hand.ends], seconds)
 
     def close(self) -> None:
         pass
@@ -121,6 +122,7 @@ class Process:
         import multiprocessing
 
         self.pipe, theirs = multiprocessing.Pipe()
+        self.gone = False  # whether its pipe has an end
         words = {"target": serve, "args": (theirs, function, environment)}
         self.process = multiprocessing.get_context(start).Process(**words)
         try:
@@ -134,20 +136,34 @@ class Process:
         with suppress(OSError):  # it is dead, and `answers` will say so
             self.pipe.send((function, task))
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether the fork server that tells of its end is no more. It may well be alive: its pipe tells."""
+        return self.process.exitcode == ORPHANED
+
+    @property
+    def ends(self) -> list:
+        """What to wait for to hear of it."""
+        return [self.pipe] if self.orphaned else [self.pipe, self.process.sentinel]
+
     def answers(self) -> list:
-        ended = not self.process.is_alive()  # asked before the pipe, in which its last answer may lie
+        # asked before the pipe, where its last answer may lie
+        ended = self.process.exitcode not in (None, ORPHANED)
         found = []
         try:
             while self.pipe.poll():
                 found.append(self.pipe.recv())
         except (EOFError, OSError):
-            ended = True
+            ended = self.gone = True
         if ended and not found:
             self.process.join(5)
             raise Died(ending(self.process.exitcode))
         return found
 
     def kill(self) -> None:
+        if self.orphaned and not self.gone:  # which multiprocessing takes for dead
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, SIGKILL)
         self.process.kill()
         self.process.join(5)
         self.pipe.close()
