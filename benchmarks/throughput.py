@@ -33,7 +33,7 @@ from bench import registry
 from bench.data import Data, load
 from bench.diffusion.counting import Counted, part_of
 from bench.diffusion.denoiser import FORMS, Denoiser, untrained
-from bench.diffusion.execution import PLAIN, PRECISIONS, Execution, placed
+from bench.diffusion.execution import PLAIN, PRECISIONS, Execution, arithmetic, placed
 from bench.diffusion.schedule import SCHEDULES
 from bench.job import Cell
 from bench.models.kept import cores
@@ -76,11 +76,12 @@ def bare_loop(model: Denoiser, x: Tensor, nfe: int, size: int, execution: Execut
     def draw() -> Tensor:
         net = compiled_or_plain(counted, x, execution)
         parts = []
-        for rows in x.split(size):
-            lam = torch.empty(len(rows), device=x.device)
-            for scale, value, p, q in steps:
-                rows = p * rows + q * execution.evaluate(net, scale * rows, lam.fill_(value))
-            parts.append(rows)
+        with arithmetic(execution.precision, str(x.device)):
+            for rows in x.split(size):
+                lam = torch.empty(len(rows), device=x.device)
+                for scale, value, p, q in steps:
+                    rows = p * rows + q * execution.evaluate(net, scale * rows, lam.fill_(value))
+                parts.append(rows)
         return torch.cat(parts).cpu()
 
     return draw

@@ -12,8 +12,9 @@ from bench.cache import write_json
 from bench.data import load
 from bench.diffusion.denoiser import Denoiser, untrained
 from bench.diffusion.networks import image_net
-from bench.models import bases, checkpoints
+from bench.models import bases, checkpoints, specs
 from bench.models.kept import read_card
+from bench.models.recipes import RECIPES
 
 DIGITS = load("digits")
 SPECS = ("denoiser@256", "ddpm@256", "conditional@256")
@@ -171,3 +172,14 @@ def test_a_base_that_came_with_the_package_is_not_trained(tmp_path, monkeypatch)
     for spec, seed in (("denoiser@301", 0), ("denoiser@300", 1)):
         assert checkpoints.shipped(DIGITS, facts | {"images": int(spec[9:]), "seed": seed}) is None
     assert bases.base_of("denoiser@256", DIGITS)[1]["sha256"] != card["sha256"]
+
+
+def test_a_base_that_came_with_the_package_is_the_default_whatever_its_budget_was(tmp_path, monkeypatch):
+    facts = {"recipe": "denoiser", "version": 1, "data": DIGITS.fingerprint, "budget": 512, "seed": 0}
+    saved(tmp_path / "digits", untrained(DIGITS).eval(), **facts)
+    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
+    asked = specs.parsed("denoiser", RECIPES)
+    assert bases.facts_of(asked, DIGITS, 0, None)["images"] == 512
+    assert bases.facts_of(asked, DIGITS, 1, None)["images"] == bases.default_images(DIGITS)
+    assert bases.facts_of(asked, DIGITS, 0, 300)["images"] == 300
+    assert bases.untrained_images("denoiser", DIGITS) == 0

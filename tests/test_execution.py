@@ -225,7 +225,6 @@ def test_every_command_knows_every_precision():
         assert tuple(option.type.choices) == PRECISIONS
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("knows", [True, False])
 def test_a_precision_that_is_imitated_is_said(tmp_path, monkeypatch, knows):
     able = {"architecture": "x86_64", "avx512_bf16": knows, "amx_bf16": False}
@@ -235,6 +234,7 @@ def test_a_precision_that_is_imitated_is_said(tmp_path, monkeypatch, knows):
     assert result.exit_code == 0 and ("imitates bf16" in result.stderr) is not knows
 
 
+@pytest.mark.gpu
 def test_only_tf32_has_tf32_on_a_gpu():
     with execution.arithmetic("tf32", "cuda"):
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
@@ -277,3 +277,11 @@ def test_training_on_a_gpu_resumes_in_every_precision(precision):
     assert "Not finished" in bench("train", *words, "--minutes", "0.0001").output
     result = bench("train", *words)
     assert result.exit_code == 0 and "images: 1280" in result.output
+
+
+@pytest.mark.gpu
+def test_a_likelihood_of_pixels_as_tokens_is_measured_on_a_gpu(tmp_path):
+    words = ["--data", "digits", "--images", "256", "--nfe", "3", "--samples", "40", "--held-out", "40"]
+    result = bench("run", "d3pm_uniform", *words, "--device", "cuda", "--quiet", results=tmp_path)
+    assert result.exit_code == 0, result.output
+    assert {row.ask for row in store.read(tmp_path) if row.value is not None} == {"sample", "nll"}

@@ -12,7 +12,7 @@ from bench.diffusion.categorical import Gaussian, Spectral
 from bench.diffusion.exact_bits import bits_of, codes, tokens_of
 from bench.diffusion.quantised import Codebook
 from bench.diffusion.schedule import ddpm_betas
-from bench.diffusion.token_nets import ImageTokens, logistic
+from bench.diffusion.token_nets import CodeTokens, ImageTokens, logistic
 from bench.metrics.fidelity import measure
 
 TEXT = "It was the best of times, it was the worst of times; 1859.\n"
@@ -139,6 +139,12 @@ def test_bits_name_every_token_and_come_back():
         assert set(bits.unique().tolist()) == {-1.0, 1.0}
         assert bits.shape[1] == 5 * (shape[1] if len(shape) == 4 else 1)
         assert torch.equal(tokens_of(0.1 * bits, table), x)
+
+
+@pytest.mark.parametrize("side", [4, 7, 9])
+def test_a_grid_of_codes_may_have_any_side(side):
+    x = torch.randint(5, (2, side, side))
+    assert CodeTokens(side, 5, masks=True)(x, torch.rand(2)).shape == (2, side, side, 5)
 
 
 def test_a_codebook_gives_back_the_images_it_has_learned():

@@ -25,6 +25,7 @@ warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarn
 # fp32: IEEE single precision. tf32: the same, but a GPU's matrix products and convolutions read ten bits of
 # mantissa. bf16: autocast, products and convolutions in bfloat16, norms and sums in fp32, weights in fp32.
 PRECISIONS = ("fp32", "tf32", "bf16")
+OLD = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 15)
 COMPILED_FOR = 2  # numbers of rows: each costs up to a minute, and what a method asks for may be any
 
 
@@ -43,7 +44,10 @@ class Execution:
         """net(*inputs), a tensor. In bf16 the output returns to float32, and torch.func's transforms (the
         derivatives of likelihoods) stay in fp32 throughout: autocast does not reach inside them.
         """
-        if self.precision != "bf16" or transformed():
+        if transformed():
+            with differentiable(net):
+                return net(*inputs)
+        if self.precision != "bf16":
             return net(*inputs)
         with mixed(self.precision, inputs[0].device.type):
             out = net(*inputs)
@@ -56,6 +60,21 @@ PLAIN = Execution()
 def transformed() -> bool:
     """Whether this is evaluated under one of torch.func's transforms."""
     return torch._C._functorch.peek_interpreter_stack() is not None  # torch has no public way to ask
+
+
+@contextmanager
+def differentiable(net: nn.Module) -> Iterator[None]:
+    """Let a torch before 2.15 carry tangents through group norms: there they have to lie in memory row by
+    row, and a convolution may leave them channels last.
+    """
+    norms = [module for module in net.modules() if isinstance(module, nn.GroupNorm)] if OLD else []
+    relaid = lambda module, inputs: tuple(x.clone(memory_format=torch.contiguous_format) for x in inputs)
+    hooks = [norm.register_forward_pre_hook(relaid) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def mixed(precision: str, device: str) -> torch.autocast:

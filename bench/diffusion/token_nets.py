@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.diffusion.networks import image_net
+from bench.diffusion.networks import image_net, widths_of
 
 
 class ImageTokens(nn.Module):
@@ -76,16 +76,22 @@ class TextTokens(nn.Module):
 
 
 class CodeTokens(nn.Module):
-    """The project's UNet on grids of codes (N, H, W), which have no order."""
+    """The project's UNet on grids of codes (N, H, W), which have no order; with a margin of nothing where it
+    cannot halve the grid as often as it has to.
+    """
 
     def __init__(self, side: int, levels: int, masks: bool):
         super().__init__()
-        self.states = levels + masks
-        self.net = image_net((self.states, side, side), channels=levels)
+        self.states, self.side = levels + masks, side
+        widths, layers = widths_of((self.states, side, side))
+        self.margin = -side % 2 ** (len(widths) - 1)
+        whole = side + self.margin
+        self.net = image_net((self.states, whole, whole), channels=levels, widths=(widths, layers))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         shown = functional.one_hot(x, self.states).movedim(-1, 1).float()
-        return self.net(shown, lam_of(t)).movedim(1, -1)
+        shown = functional.pad(shown, (0, self.margin, 0, self.margin))
+        return self.net(shown, lam_of(t))[..., : self.side, : self.side].movedim(1, -1)
 
 
 def lam_of(t: Tensor) -> Tensor:

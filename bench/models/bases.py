@@ -18,7 +18,7 @@ from bench.diffusion import guidance
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.schedule import EDM
 from bench.models import specs
-from bench.models.checkpoints import loaded, shares_of, shipped, suited
+from bench.models.checkpoints import loaded, shares_of, shipped, shipped_images, suited
 from bench.models.kept import How, fill, home, lies, prepared, read_card, sha256_of, sound
 from bench.models.recipes import EXACT, RECIPES, seeded_build
 
@@ -116,15 +116,13 @@ def known_exactly(name: str, data: Data) -> bool:
 
 
 def facts_of(asked: specs.Spec, data: Data, seed: int, images: int | None) -> dict:
-    """What determines the model that a recipe trains."""
+    """What determines the model that a recipe trains. Where none is asked for, the budget is that of the
+    model which came with the package, if one did.
+    """
     recipe = RECIPES[asked.place]
-    return {
-        "recipe": asked.place,
-        "version": recipe.version,
-        "data": data.fingerprint,
-        "images": asked.images or images or round(recipe.share * default_images(data)),
-        "seed": seed,
-    }
+    facts = {"recipe": asked.place, "version": recipe.version, "data": data.fingerprint, "seed": seed}
+    budget = asked.images or images or shipped_images(data, facts)
+    return facts | {"images": budget or round(recipe.share * default_images(data))}
 
 
 def kept_name(recipe: str, data: Data) -> str:

@@ -150,7 +150,18 @@ def saved(model: Denoiser, card: dict, folder: Path) -> None:
 
 def shipped(data: Data, facts: dict) -> Path | None:
     """The folder that came with the package and holds what these facts of a training ask for, if there is."""
-    folder = SHIPPED / data.name
-    card = read_card(folder) if re.fullmatch(r"[\w-]+", data.name) else {}
-    card |= {"images": card.get("budget", card.get("images"))}  # asked for, of which whole batches were seen
-    return folder if all(card.get(name) == value for name, value in facts.items()) else None
+    return SHIPPED / data.name if facts.items() <= shipped_card(data).items() else None
+
+
+def shipped_images(data: Data, facts: dict) -> int | None:
+    """The budget of the model that came with the package and agrees with all other facts of a training."""
+    card = shipped_card(data)
+    return card["images"] if facts.items() <= card.items() else None
+
+
+def shipped_card(data: Data) -> dict:
+    """The card of the model that came with the package for these data, {} if none did; its `images` are those
+    asked for, of which whole batches were seen.
+    """
+    card = read_card(SHIPPED / data.name) if re.fullmatch(r"[\w-]+", data.name) else {}
+    return card | {"images": card.get("budget", card.get("images"))} if card else {}

@@ -25,6 +25,8 @@ from bench.models import classes
 from bench.models.checkpoints import architecture
 from bench.models.kept import How
 
+LONG = 2_000_000  # images seen, in a training that a CPU would take hours for
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -64,9 +66,9 @@ def exact_denoiser(data: Data, how: How = How()) -> Denoiser:
 
 
 def train_denoiser(model: Denoiser, data: Data, images: int) -> None:
-    training.fit(
-        lambda x0, generator: denoising_loss(model, x0, generator), model, data, images, batch=128, lr=2e-3
-    )
+    """Long trainings, which are a GPU's, take batches of 512, as EDM's do."""
+    loss = lambda x0, generator: denoising_loss(model, x0, generator)
+    training.fit(loss, model, data, images, batch=512 if images >= LONG else 128, lr=2e-3)
 
 
 def new_ddpm(data: Data, seed: int = 0) -> Denoiser:

@@ -252,7 +252,8 @@ def likelihood(
     terms = dict(nats) if isinstance(nats, dict) else {"nll": nats}
     stderr = terms.pop("stderr", None)
     if data.kind == "tokens" != load(cell.data).kind:  # of probabilities, and not of densities as of images
-        terms = terms | {"bins": torch.full((len(rows),), data.dim * math.log(2 / (data.levels - 1)))}
+        bins = torch.full((len(rows),), data.dim * math.log(2 / (data.levels - 1)), device=device)
+        terms = terms | {"bins": bins}
     total = sum(terms.values())
     if total.shape != (len(rows),):
         raise ValueError(f"{cell.ask} gave shape {tuple(total.shape)} for {len(rows)} rows")
