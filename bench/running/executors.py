@@ -18,7 +18,8 @@ from typing import Protocol, TypeVar
 
 import click
 
-from bench.running.crews import UP, Actors, Crew, Died, Hand, Processes, Told, heard_by
+from bench.running.actors import Actors
+from bench.running.crews import UP, Crew, Died, Hand, Processes, Told, heard_by
 
 T, R = TypeVar("T"), TypeVar("R")
 Hear = Callable[..., None]
