@@ -244,14 +244,19 @@ for command in (data_group, train, export, table, diff, merge, check, new, plot,
 
 
 def program() -> None:
-    """`bench` as a process of its own, which ends when all is said and closed: an interpreter takes up to a
-    second to free what torch and diffusers are made of, object by object.
-    """
+    """`bench` as a process of its own. A command may `end` it as its last act."""
     code = 0
     try:
-        main(prog_name="bench")
-    except SystemExit as end:
-        code = end.code
+        main(prog_name="bench", obj=end)
+    except SystemExit as left:
+        code = left.code
+    end(code)
+
+
+def end(code: int | str | None = 0) -> None:
+    """End the process, when all is said and closed: an interpreter takes up to a second to free what torch
+    and diffusers are made of, or a hundred thousand rows, object by object.
+    """
     atexit._run_exitfuncs()
     with suppress(OSError):  # nobody reads on
         sys.stdout.flush()

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.special import stdtr
 
 from bench.metrics.moments import Moments
 from bench.metrics.references import Reference
-from bench.statistics import bias_corrected, holm, interval, paired_difference, stderr, ties
+from bench.statistics import bias_corrected, holm, interval, paired_difference, stderr, ties, two_sided
 
 BLOCKS = 20
 
@@ -84,6 +85,13 @@ def test_a_paired_difference_of_nothing_is_rejected_as_often_as_it_says():
     rng = np.random.default_rng(0)
     p = [paired_difference(*(leave_out(rng.normal(size=200)) for _ in "ab")).p for _ in range(400)]
     assert 0.02 <= np.mean(np.array(p) < 0.05) <= 0.085
+
+
+@pytest.mark.parametrize("freedom", [2, 3, 19, 20, 199, 499])
+def test_p_values_are_those_of_student_s_t_from_the_middle_to_the_far_tail(freedom):
+    t = np.array([0, 1e-6, 0.1, 1, 2.093, 5, 30, 1e4, math.inf])
+    assert two_sided(t, freedom) == pytest.approx(2 * stdtr(freedom, -t), rel=1e-11, abs=1e-280)
+    assert np.isnan(two_sided(np.array([math.nan]), freedom))
 
 
 def test_replicates_of_different_blocks_do_not_pair():

@@ -24,13 +24,11 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 @click.option("--stale", is_flag=True, help="Fail if the written tables are not what the rows give.")
 @TABLE_FORMAT
 @RESULTS
+@click.pass_obj
 @uncollected()
-def table(
-    category, data, metrics, nfe, protocol, reference, published, long_form, write, stale, style, results
-) -> None:
+def table(end, metrics, reference, published, long_form, write, stale, style, results, **conditions) -> None:
     """Tables of what was measured."""
     from bench import store
-    from bench.reporting.rendering import render
     from bench.reporting.tables import Reading, chosen, tables
     from bench.row import Answer
 
@@ -38,10 +36,19 @@ def table(
     if write or stale:
         written_or_stale(folder, reference, write)
         return
-    rows = chosen(store.read(folder, Answer), category=category, data=data, nfe=nfe, protocol=protocol)
+    rows = chosen(store.read(folder, Answer), **conditions)
     if not rows:
         raise click.ClickException(f"{folder} holds no rows of that kind; `bench run` measures some.")
-    found = tables(rows, Reading(folder), metrics)
+    show(tables(rows, Reading(folder), metrics), folder, long_form, published, style)
+    if end:  # a process of its own, which need not free its rows
+        end()
+
+
+def show(found: list, folder: Path, long_form: bool, published: bool, style: str) -> None:
+    """Print tables: a line a cell, with the literature's numbers, or as they are."""
+    from bench.reporting.rendering import render
+    from bench.reporting.tables import Reading
+
     if long_form:
         from bench.reporting.tablefiles import long
 

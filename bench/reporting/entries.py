@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -92,21 +93,21 @@ def merged(groups: Sequence[Sequence[Answer]]) -> list[Entry]:
         return []
     counts = np.array([len(rows) for rows in groups])
     replicates = [row.replicates for rows in groups for row in rows]
-    if len(blocks := {len(of_row) for of_row in replicates}) > 1:
+    if len(blocks := set(map(len, replicates))) > 1:
         row = groups[0][0]
         raise click.ClickException(
             f"Rows of {row.metric} on {row.data} have {min(blocks)} to {max(blocks)} replicates, and only as "
             "many can be compared with as many; `bench run --again` measures them anew."
         )
-    replicates = np.array(replicates)
-    means = np.add.reduceat(replicates, counts.cumsum() - counts) / counts[:, None]
+    numbers = np.fromiter(chain.from_iterable(replicates), float)  # faster than an array of lists
+    means = np.add.reduceat(numbers.reshape(len(replicates), -1), counts.cumsum() - counts) / counts[:, None]
     return [
         Entry(
-            value=sum(row.value for row in rows) / len(rows),
+            value=sum([row.value for row in rows]) / len(rows),
             replicates=tuple(mean),
             stderr=error,
-            nfe=sum(row.nfe or 0.0 for row in rows) / len(rows),
-            nfe_max=max(row.nfe_max or 0.0 for row in rows),
+            nfe=sum([row.nfe or 0.0 for row in rows]) / len(rows),
+            nfe_max=max([row.nfe_max or 0.0 for row in rows]),
             samples=rows[0].samples,
             rows=tuple(rows),
         )

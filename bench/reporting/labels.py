@@ -22,13 +22,16 @@ def labels_of(rows: Sequence[Answer], known: dict[str, Plugin]) -> list[str]:
     """A readable name for each row's line: the title, the parameters that are not its defaults, and the base
     where there are several.
     """
-    last = {row.key: row for row in rows}  # by cell, whose rows are of one line
-    lines = {key: identity(row) for key, row in last.items()}
-    labels: dict[tuple, str] = {}
+    cells: dict[tuple, list[Answer]] = {}  # by line, the last row of each cell, whose rows are of one line
+    for row in {row.key: row for row in rows}.values():
+        cells.setdefault(identity(row), []).append(row)
     bases: dict[str, set[str]] = {}  # by method, so that a base is named only where one method has several
-    for row in last.values():
+    for row, *_ in cells.values():
         bases.setdefault(row.method, set()).add(row.base_id)
-    for line, row in {lines[key]: row for key, row in last.items()}.items():
+    taken: set[str] = set()
+    named: dict[str, str] = {}
+    for line in cells.values():
+        row = line[-1]
         plugin = known.get(row.method)
         inside = changed(row.hyper_parameters, plugin) if plugin else []
         if len(bases[row.method]) > 1:
@@ -42,8 +45,9 @@ def labels_of(rows: Sequence[Answer], known: dict[str, Plugin]) -> list[str]:
         if plugin and row.version != plugin.version:
             inside.append(f"version {row.version}")
         text = (plugin.title if plugin else row.method) + (f" ({', '.join(inside)})" if inside else "")
-        labels[line] = f"{text} [{row.method}]" if text in labels.values() else text
-    named = {key: labels[line] for key, line in lines.items()}
+        label = f"{text} [{row.method}]" if text in taken else text
+        taken.add(label)
+        named |= dict.fromkeys([cell.key for cell in line], label)
     return [named[row.key] for row in rows]
 
 

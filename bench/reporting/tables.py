@@ -64,15 +64,19 @@ def tables(
         by_data.setdefault(row.data, []).append(row)
     for data, here in by_data.items():
         labelled = list(zip(labels_of(here, reading.known), here))
-        bad = [pair for pair in labelled if pair[1].error]
-        good = [pair for pair in labelled if pair[1].error is None]
+        bad = []
         by_column: dict[str, list[Labelled]] = {}
-        for pair in good:
-            by_column.setdefault(pair[1].metric, []).append(pair)
+        for pair in labelled:
+            if pair[1].error is None:
+                by_column.setdefault(pair[1].metric, []).append(pair)
+            elif pair[1].error:
+                bad.append(pair)
         for group in column_groups(by_column):
             if metrics and not {parse(group[0])[0], *group} & set(metrics):
                 continue
-            mine = by_column[group[0]] if len(group) == 1 else [p for p in good if p[1].metric in group]
+            mine = by_column[group[0]]
+            if len(group) > 1:  # in the rows' order
+                mine = [pair for pair in labelled if pair[1].error is None and pair[1].metric in group]
             failures = [pair for pair in bad if pair[1].ask == mine[0][1].ask]
             everyone = (reading.everyone and group[0].startswith("nll[")) or group == ["nll"]
             found.append(table(data, group, mine, failures, labelled if everyone else [], reading))
