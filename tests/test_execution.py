@@ -60,6 +60,16 @@ def test_forward_derivatives_are_those_of_fp32_in_any_precision(denoiser):
     assert torch.equal(*found)
 
 
+def test_what_an_old_torch_needs_changes_no_derivative_and_does_not_stay(denoiser, monkeypatch):
+    x = torch.randn(2, 1, 8, 8)
+    slope = lambda: torch.func.jvp(lambda z: denoiser(z, 0.5).x0, (x,), (torch.ones_like(x),))[1]
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        expected = slope()
+        monkeypatch.setattr(execution, "OLD", True)
+        torch.testing.assert_close(slope(), expected)
+    assert not any(module._forward_pre_hooks for module in denoiser.modules())
+
+
 def test_gradients_pass_through_bf16(denoiser):
     x = torch.randn(2, 1, 8, 8, requires_grad=True)
     with counting(denoiser, None, None, BF16) as tallies:

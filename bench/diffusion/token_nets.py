@@ -83,10 +83,10 @@ class CodeTokens(nn.Module):
     def __init__(self, side: int, levels: int, masks: bool):
         super().__init__()
         self.states, self.side = levels + masks, side
-        widths, layers = widths_of((self.states, side, side))
+        widths, _ = widths_of((self.states, side, side))
         self.margin = -side % 2 ** (len(widths) - 1)
         whole = side + self.margin
-        self.net = image_net((self.states, whole, whole), channels=levels, widths=(widths, layers))
+        self.net = image_net((self.states, whole, whole), channels=levels)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         shown = functional.one_hot(x, self.states).movedim(-1, 1).float()
