@@ -58,6 +58,31 @@ def test_a_pipeline_samples_as_diffusers_does(process, spacing, tmp_path):
     torch.testing.assert_close(drawn(opened(tmp_path), spacing), drawn_by(theirs), rtol=0, atol=near)
 
 
+ENDS = [{"set_alpha_to_one": False}, {"steps_offset": 1}, {"set_alpha_to_one": False, "steps_offset": 3}]
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_pipeline_that_begins_or_ends_elsewhere_samples_as_diffusers_does(spacing, ends, tmp_path):
+    theirs = ddim(tmp_path / "one", timestep_spacing=spacing, **ends)
+    torch.testing.assert_close(drawn(opened(tmp_path / "one"), spacing), drawn_by(theirs), rtol=0, atol=1e-5)
+    ddim(tmp_path / "other", timestep_spacing=spacing)
+    one, other = (bases.base_of(f"diffusers:{tmp_path / name}", DIGITS)[1] for name in ("one", "other"))
+    assert one["sha256"] != other["sha256"]
+
+
+def test_steps_that_an_offset_puts_beyond_the_last_are_refused(tmp_path):
+    ddim(tmp_path, steps_offset=1)
+    with pytest.raises(ValueError, match="1000 of 1000 steps leave no room for steps_offset, which is 1"):
+        opened(tmp_path).schedule.steps(1000, "leading", end="zero")
+
+
+def test_an_offset_below_0_is_refused(tmp_path):
+    ddim(tmp_path, steps_offset=-1)
+    with pytest.raises(click.ClickException, match="says what cannot be \\(steps_offset is -1\\)"):
+        opened(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_every_prediction_is_read_by_its_form(kind, tmp_path):
     theirs = ddim(tmp_path, prediction_type=kind)

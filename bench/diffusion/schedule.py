@@ -229,22 +229,26 @@ class Flow(Schedule):
 class Table(Schedule):
     """A discrete process given by its bar-alpha_1 .. bar-alpha_N (our alpha^2), log-linear between them; t =
     n / N is its step n.
+
+    offset, last: of `strided`, diffusers' steps_offset and, where its set_alpha_to_one is false, 1.
     """
 
-    def __init__(self, alpha_bar: Sequence[float] | Tensor):
+    def __init__(self, alpha_bar: Sequence[float] | Tensor, offset: int = 0, last: int = 0):
         alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
         if alpha_bar.ndim != 1 or not bool(
             ((alpha_bar > 0) & (alpha_bar < 1)).all() and (alpha_bar.diff() < 0).all()
         ):
             raise ValueError("a table's bar-alpha must be one falling list of numbers between 0 and 1")
-        self.n = len(alpha_bar)
+        if offset < 0:
+            raise ValueError(f"steps_offset is {offset}")
+        self.n, self.offset, self.last = len(alpha_bar), offset, last
         self.log_alpha_bar = torch.cat([alpha_bar.new_zeros(1), alpha_bar.log()])
         self.t_min, self.t_max = 1 / self.n, 1.0
 
     def steps(self, n: int, spacing: str | Sequence[float] | Tensor = "lambda", end: str = "t_min") -> Tensor:
         """As for every schedule, and besides at whole steps as diffusers chooses them: see `strided`."""
         if isinstance(spacing, str) and spacing in STRIDES:
-            return strided(self.n, n, spacing, end)
+            return strided(self.n, n, spacing, end, self.offset, self.last)
         return super().steps(n, spacing, end)
 
     def log_alpha(self, t: float | Tensor) -> Tensor:

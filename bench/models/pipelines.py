@@ -104,7 +104,10 @@ def understood(
         return net, EDM(lowest, highest), facts, between(lowest, highest)
     table = table_of(scheduler, place)
     net = Discrete(unet, table, classes)
-    return net, table, {"form": FORM[predicted(scheduler, FORM, place)]}, net.known
+    facts = {"form": FORM[predicted(scheduler, FORM, place)]}
+    if table.offset or table.last:
+        facts["steps"] = (table.offset, table.last)
+    return net, table, facts, net.known
 
 
 def between(lowest: float, highest: float) -> tuple[float, float]:
@@ -262,7 +265,8 @@ def table_of(scheduler: dict, place: str) -> Table:
         root = alpha_bar.sqrt()  # Lin et al. 2023, section 3.1: shifted to end at 0, the first kept
         alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
         alpha_bar[-1] = LEAST
-    return Table(alpha_bar)
+    last = 0 if scheduler.get("set_alpha_to_one", True) else 1
+    return Table(alpha_bar, int(scheduler.get("steps_offset", 0)), last)
 
 
 def exported(model: Denoiser, folder: Path) -> None:
