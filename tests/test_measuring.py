@@ -161,6 +161,31 @@ def test_a_slow_look_at_the_data_is_told_of_once_a_thousand_images(digit_data):
     assert told == [(1000, 1437), (1437, 1437)]
 
 
+@pytest.mark.parametrize("rows", [10_000, 200])
+def test_a_look_at_the_data_that_was_killed_goes_on_to_the_same_bits(digit_data, rows, monkeypatch, tmp_path):
+    monkeypatch.setattr("bench.metrics.references.ROWS", rows)
+    monkeypatch.setattr("bench.metrics.references.CHUNK", 100)
+    seeing = extractor("digits", digit_data)
+    whole = reference(replace(digit_data, fingerprint="whole"), seeing)
+    monkeypatch.setattr("bench.metrics.references.SAVE_EVERY", 0.0)
+    looked = []
+
+    def killed(x: Tensor) -> dict[str, Tensor]:
+        looked.append(len(x))
+        if len(looked) in (2, 7, 8, 13):
+            raise KeyboardInterrupt
+        return seeing.compute(x)
+
+    again = replace(digit_data, fingerprint="killed")
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            reference(again, replace(seeing, compute=killed))
+    found = reference(again, replace(seeing, compute=killed))
+    assert sum(looked) == 1437 + 4 * 100  # what was being looked at when it was killed, and nothing else
+    assert all(torch.equal(getattr(found, name), getattr(whole, name)) for name in ("mean", "cov", "rows"))
+    assert not list((tmp_path / "cache" / "reference").glob("*.part.safetensors"))
+
+
 def test_the_moments_of_a_reference_longer_than_its_rows_are_those_of_all(gaussian, monkeypatch):
     monkeypatch.setattr("bench.metrics.references.ROWS", 100)
     sampled = replace(gaussian, exact=None)

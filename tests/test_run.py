@@ -285,6 +285,17 @@ def test_a_dry_run_counts_what_is_not_answered_and_not_trained_yet(tmp_path):
     assert "1 of 2 cells" in after and "training" not in after
 
 
+def test_a_dry_run_counts_what_a_slow_extractor_will_look_at(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAXOBENCH_CACHE", str(tmp_path / "cache"))
+    words = ("run", "ddim", "--base", "denoiser@100", "--samples", 100, "--nfe", "2,3", "--metric", "fid")
+    dry = lambda: bench(*words, "--dry-run", results=tmp_path).output
+    assert "looks at" not in dry()
+    monkeypatch.setattr("bench.running.estimating.looks_a_second", lambda plan: 1.0)
+    assert "; and digits looks at 1,637 images, about 27 minutes" in dry()
+    bench(*words, "--quiet", results=tmp_path / "elsewhere")
+    assert "; and digits looks at 200 images, about 3 minutes" in dry()
+
+
 def test_a_dry_run_counts_the_shared_networks_that_are_to_be_trained(tmp_path):
     said = bench("run", "ddim", "--base", "denoiser@777", "--dry-run", results=tmp_path).output
     assert "; and 1 training of 777 images" in said

@@ -3,6 +3,7 @@ those of a file that others published.
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from bench.data import Data
-from bench.metrics.computed import ROWS, cached
+from bench.metrics.computed import ROWS, cached, keep, kept, place
 from bench.metrics.extractor import Extractor
 from bench.metrics.names import PAIRS
 
 CHUNK = 1000
+SAVE_EVERY = 60.0  # seconds of a pass over the images
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def reference(
     if split not in ("train", "test"):
         raise ValueError(f'The reference is "train" or "test", not "{split}".')
     stored = data.train if split == "train" else data.test
-    if data.exact is not None and extractor.name == "pixels":
+    if of_population(data, extractor):
         directions = extractor.directions
         exact = (
             data.exact.project(directions)
@@ -57,27 +59,69 @@ def reference(
         mean, cov = (moment.cpu().double() for moment in exact)
         return Reference("population", 0, mean, cov, extractor(stored[:ROWS])["features"].cpu())
 
+    parts = parts_of(data, extractor, split)
+    begun = place("reference", parts).with_suffix(".part.safetensors")
+    found = cached("reference", parts, lambda: moments_of(stored, extractor, begun, tell))
+    begun.unlink(missing_ok=True)
+    return Reference(split, len(stored), **found)
+
+
+def of_population(data: Data, extractor: Extractor) -> bool:
+    """Whether the features' own mean and covariance are known."""
+    return data.exact is not None and extractor.name == "pixels"
+
+
+def parts_of(data: Data, extractor: Extractor, split: str) -> tuple[str, ...]:
+    """What the moments of a split's features depend on."""
+    return data.fingerprint, split, str(ROWS), extractor.name, extractor.sha256
+
+
+def known(data: Data, extractor: Extractor, split: str = "train") -> bool:
+    """Whether `reference` has nothing left to compute."""
+    return of_population(data, extractor) or place("reference", parts_of(data, extractor, split)).exists()
+
+
+def moments_of(
+    stored: Tensor, extractor: Extractor, begun: Path, tell: Callable[[int, int], None]
+) -> dict[str, Tensor]:
+    """`mean`, `cov` and first `rows` of the features of `stored`, of which `tell` hears as in `reference`.
+    What a long pass has gathered is kept at `begun` now and then, so that one that was killed goes on from
+    there and ends with the same bits.
+    """
+    few, saved = min(ROWS, len(stored)), time.monotonic()
+
     def seen(first: int, last: int) -> Iterator[Tensor]:
         for start in range(first, last, CHUNK):
             stop = min(start + CHUNK, last)
             yield extractor(stored[start:stop])["features"].cpu()
             tell(stop, len(stored))
 
-    def compute() -> dict[str, Tensor]:
-        few = min(ROWS, len(stored))
-        rows = torch.cat(list(seen(0, few)))
-        near = rows.double().mean(0)  # moments are summed about a near mean, where they lose no digits
-        total, outer = torch.zeros_like(near), near.new_zeros(len(near), len(near))
-        for features in chain(rows.split(CHUNK), seen(few, len(stored))):
-            wide = features.double() - near
-            total += wide.sum(0)
-            outer += wide.T @ wide
-        mean = total / len(stored)
-        cov = (outer - len(stored) * torch.outer(mean, mean)) / (len(stored) - 1)
-        return {"mean": mean + near, "cov": cov, "rows": rows}
+    def gathered(**tensors: Tensor) -> None:
+        nonlocal saved
+        if time.monotonic() - saved > SAVE_EVERY:
+            keep(begun, tensors)
+            saved = time.monotonic()
 
-    parts = (data.fingerprint, split, str(ROWS), extractor.name, extractor.sha256)
-    return Reference(split, len(stored), **cached("reference", parts, compute))
+    before = kept(begun)
+    rows = before.get("rows", torch.empty(0, extractor.dims))
+    for features in seen(len(rows), few):
+        rows = torch.cat([rows, features])
+        gathered(rows=rows)
+    near = rows.double().mean(0)  # moments are summed about a near mean, where they lose no digits
+    total = before.get("total", torch.zeros_like(near))
+    outer = before.get("outer", near.new_zeros(len(near), len(near)))
+    count = int(before.get("count", 0))  # of what is in the sums
+    later = seen(max(few, count), len(stored))
+    for features in later if count else chain(rows.split(CHUNK), later):
+        wide = features.double() - near
+        total += wide.sum(0)
+        outer += wide.T @ wide
+        count += len(features)
+        if count > few:
+            gathered(rows=rows, total=total, outer=outer, count=torch.tensor(count))
+    mean = total / len(stored)
+    cov = (outer - len(stored) * torch.outer(mean, mean)) / (len(stored) - 1)
+    return {"mean": mean + near, "cov": cov, "rows": rows}
 
 
 def imported(path: Path | None, extractor: Extractor, names: Sequence[str]) -> Reference | None:

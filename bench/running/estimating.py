@@ -7,12 +7,15 @@ import torch
 
 from bench import registry, store
 from bench.job import Cell
+from bench.metrics import references
+from bench.metrics.names import COMPARED
 from bench.models import bases, recipes
 from bench.models.kept import home, lies
 from bench.running.plan import Plan
 from bench.running.planning import by_model, spec_of
 from bench.running.worker import training_of
 
+LOOKED = 16  # images, to tell an extractor's speed
 TRAINED = 3  # evaluations that an image in training takes the time of: one forward, two backward
 
 
@@ -27,6 +30,9 @@ def described(plan: Plan) -> str:
         drawing += f"; and {number} of {cost['images']:,} images in all"
         if plan.data.exact is None:  # else the trial was of no network such as is trained
             drawing += f", about {cost['training_seconds'] / 60:.0f} minutes"
+    if cost["looking_seconds"] > 60:
+        looks = f"{plan.extractor.name} looks at {cost['looks']:,} images"
+        drawing += f"; and {looks}, about {cost['looking_seconds'] / 60:.0f} minutes"
     return "\n".join([*lines, drawing])
 
 
@@ -42,7 +48,7 @@ def estimate(plan: Plan) -> dict[str, float]:
     ]
     speeds = [row.nfe * row.samples / row.seconds for row in rows if row.ask == "sample"]
     speed = float(np.median(speeds)) if speeds else trial_speed(plan)
-    images = trainings(plan)
+    images, looked_at = trainings(plan), looks(plan)
     return {
         "cells": len(plan.todo),
         "evaluations": evaluations,
@@ -50,7 +56,30 @@ def estimate(plan: Plan) -> dict[str, float]:
         "trainings": len(images),
         "images": sum(images),
         "training_seconds": TRAINED * sum(images) / speed,
+        "looks": looked_at,
+        "looking_seconds": looked_at / looks_a_second(plan) if looked_at else 0.0,
     }
+
+
+def looks(plan: Plan) -> int:
+    """The images that the plan's extractor has still to see: those drawn, and the training images where it
+    has not seen them yet.
+    """
+    if plan.extractor is None:
+        return 0
+    drawn = sum(cell.samples for cell in plan.todo if cell.ask == "sample")
+    compared = COMPARED & set(plan.metrics["sample"]) and not plan.reference
+    first = drawn and compared and not references.known(plan.data, plan.extractor)
+    return drawn + (len(plan.data.train) if first else 0)
+
+
+def looks_a_second(plan: Plan) -> float:
+    """Images that the plan's extractor sees a second, by one batch."""
+    stored = plan.data.train[:LOOKED]
+    plan.extractor(stored)
+    started = time.perf_counter()
+    plan.extractor(stored)
+    return len(stored) / (time.perf_counter() - started)
 
 
 def trainings(plan: Plan) -> list[int]:
