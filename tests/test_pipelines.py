@@ -404,7 +404,7 @@ def test_what_cannot_be_a_base_is_refused_in_a_sentence(tmp_path, monkeypatch):
         broken("e", scheduler, _class_name="ScoreSdeVeScheduler"): "how it was trained cannot be told",
         broken(
             "h", scheduler, _class_name="EDMEulerScheduler", prediction_type="sample"
-        ): "predicts 'sample'; epsilon, v_prediction are read of a EDM",
+        ): "predicts 'sample'; epsilon, v_prediction are read with EDM",
         broken("f", net, sample_size=16): r"for shape \(1, 16, 16\), and digits has \(1, 8, 8\)",
         tmp_path: "is not a pipeline of diffusers: it lacks unet/config.json",
         tmp_path / "nowhere": "there is no folder",

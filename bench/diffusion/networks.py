@@ -27,6 +27,11 @@ def widths_of(shape: tuple[int, int, int]) -> tuple[tuple[int, ...], int]:
     return WIDTHS[min(known)]
 
 
+def least_side(widths: tuple[int, ...]) -> int:
+    """What the sides of images must be multiples of: every scale but the first halves them."""
+    return 2 ** (len(widths) - 1)
+
+
 def unet2d(
     shape: tuple[int, int, int],
     widths: tuple[int, ...],
@@ -40,7 +45,7 @@ def unet2d(
     from diffusers import UNet2DModel
 
     scales = len(widths)
-    if any(side % 2 ** (scales - 1) for side in shape[1:]):
+    if any(side % least_side(widths) for side in shape[1:]):
         raise click.ClickException(
             f"the project's network cannot take images of {shape[1]} x {shape[2]} pixels; give sides that "
             "are multiples of 2 up to 8, of 4 up to 32, or of 8 beyond."

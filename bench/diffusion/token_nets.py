@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.diffusion.networks import image_net, widths_of
+from bench.diffusion.networks import image_net, least_side, widths_of
 
 
 class ImageTokens(nn.Module):
@@ -84,7 +84,7 @@ class CodeTokens(nn.Module):
         super().__init__()
         self.states, self.side = levels + masks, side
         widths, _ = widths_of((self.states, side, side))
-        self.margin = -side % 2 ** (len(widths) - 1)
+        self.margin = -side % least_side(widths)
         whole = side + self.margin
         self.net = image_net((self.states, whole, whole), channels=levels)
 

@@ -229,7 +229,7 @@ def predicted(scheduler: dict, kinds: Collection[str], place: str) -> str:
     kind = scheduler.get("prediction_type", "epsilon")
     if kind not in kinds:
         name = scheduler["_class_name"]
-        raise click.ClickException(f"{place} predicts {kind!r}; {', '.join(kinds)} are read of a {name}.")
+        raise click.ClickException(f"{place} predicts {kind!r}; {', '.join(kinds)} are read with {name}.")
     return kind
 
 

@@ -139,7 +139,7 @@ class Process:
 
     def answers(self) -> list:
         # asked before the pipe, where its last answer may lie
-        ended = self.process.exitcode not in (None, ORPHANED)
+        ended = self.process.exitcode is not None and not self.orphaned
         found = []
         try:
             while self.pipe.poll():
