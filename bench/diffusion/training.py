@@ -24,6 +24,7 @@ from bench.diffusion.denoiser import FORMS, KNOWN, Denoiser, noise_like, rowwise
 from bench.diffusion.execution import mixed
 from bench.diffusion.team import ALONE, Team
 
+LONG = 2_000_000  # images seen, in a training that a CPU would take hours for
 Report = Callable[[str, int, int, float], None]  # label, images seen, images in all, loss
 
 
@@ -197,6 +198,11 @@ def repeated(
 def sent(batch: Tensor, device: str) -> Tensor:
     """A batch on its device; a GPU fetches it from pinned memory while it still computes."""
     return batch.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else batch.to(device)
+
+
+def batch_of(images: int) -> int:
+    """Rows a step of a shared network: long trainings, which are a GPU's, take 512, as EDM's do."""
+    return 512 if images >= LONG else 128
 
 
 def denoising_loss(

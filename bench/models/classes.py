@@ -31,7 +31,7 @@ def new_conditional(data: Data, seed: int = 0) -> Denoiser:
 
 def train_conditional(model: Denoiser, data: Data, images: int) -> None:
     loss = lambda x0, generator, labels: guidance.labelled_loss(model, x0, generator, labels)
-    training.fit(loss, model, data, images, batch=128, lr=2e-3, labels=data.labels)
+    training.fit(loss, model, data, images, batch=training.batch_of(images), lr=2e-3, labels=data.labels)
 
 
 def new_classifier(data: Data, seed: int = 0) -> guidance.Classifier:

@@ -20,12 +20,10 @@ from bench.diffusion.generators import VAE, Sampler
 from bench.diffusion.latents import Autoencoder
 from bench.diffusion.networks import MLP, image_net
 from bench.diffusion.schedule import EDM
-from bench.diffusion.training import denoising_loss
+from bench.diffusion.training import batch_of, denoising_loss
 from bench.models import classes
 from bench.models.checkpoints import architecture
 from bench.models.kept import How
-
-LONG = 2_000_000  # images seen, in a training that a CPU would take hours for
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,8 @@ def exact_denoiser(data: Data, how: How = How()) -> Denoiser:
 
 
 def train_denoiser(model: Denoiser, data: Data, images: int) -> None:
-    """Long trainings, which are a GPU's, take batches of 512, as EDM's do."""
     loss = lambda x0, generator: denoising_loss(model, x0, generator)
-    training.fit(loss, model, data, images, batch=512 if images >= LONG else 128, lr=2e-3)
+    training.fit(loss, model, data, images, batch=batch_of(images), lr=2e-3)
 
 
 def new_ddpm(data: Data, seed: int = 0) -> Denoiser:
@@ -80,7 +77,7 @@ def new_ddpm(data: Data, seed: int = 0) -> Denoiser:
 
 def train_ddpm(model: Denoiser, data: Data, images: int) -> None:
     loss = lambda x0, generator: simple_loss(model, x0, generator)
-    training.fit(loss, model, data, images, batch=128, lr=2e-3)
+    training.fit(loss, model, data, images, batch=batch_of(images), lr=2e-3)
 
 
 def new_cld(data: Data, seed: int = 0) -> AugmentedDenoiser:
@@ -99,7 +96,7 @@ def new_cld(data: Data, seed: int = 0) -> AugmentedDenoiser:
 def train_cld(model: AugmentedDenoiser, data: Data, images: int) -> None:
     if data.exact is None:
         loss = lambda x0, generator: hybrid_loss(model, x0, generator)
-        training.fit(loss, model, data, images, batch=128, lr=2e-3)
+        training.fit(loss, model, data, images, batch=batch_of(images), lr=2e-3)
 
 
 def train_vae(model: VAE, data: Data, images: int) -> None:
