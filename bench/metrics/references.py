@@ -62,7 +62,8 @@ def reference(
     parts = parts_of(data, extractor, split)
     begun = place("reference", parts).with_suffix(".part.safetensors")
     found = cached("reference", parts, lambda: moments_of(stored, extractor, begun, tell))
-    begun.unlink(missing_ok=True)
+    if begun.exists():  # nothing is asked of a cache that can only be read
+        begun.unlink(missing_ok=True)
     return Reference(split, len(stored), **found)
 
 

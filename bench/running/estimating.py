@@ -8,7 +8,6 @@ import torch
 from bench import registry, store
 from bench.job import Cell
 from bench.metrics import references
-from bench.metrics.names import COMPARED
 from bench.models import bases, recipes
 from bench.models.kept import home, lies
 from bench.running.plan import Plan
@@ -68,8 +67,7 @@ def looks(plan: Plan) -> int:
     if plan.extractor is None:
         return 0
     drawn = sum(cell.samples for cell in plan.todo if cell.ask == "sample")
-    compared = COMPARED & set(plan.metrics["sample"]) and not plan.reference
-    first = drawn and compared and not references.known(plan.data, plan.extractor)
+    first = drawn and plan.compares and not references.known(plan.data, plan.extractor)
     return drawn + (len(plan.data.train) if first else 0)
 
 

@@ -22,7 +22,6 @@ from bench.job import BLOCKS, Cell, Chunk, Readied
 from bench.metrics.fidelity import measure
 from bench.metrics.jackknife import Measured, of_mean
 from bench.metrics.likelihood import measure_excess, measure_nll
-from bench.metrics.names import COMPARED
 from bench.metrics.references import reference
 from bench.row import FLOOR, Row
 from bench.running.chunks import read_chunk
@@ -122,7 +121,7 @@ def floor(plan: Plan, report: Callable[[str, int, int], None]) -> None:
     with FileLock(work / f"{cell.key}.lock"):
         if (cell.key, named(names[0], plan)) in store.answered(plan.site.results):
             return  # another run on this folder was faster
-        if COMPARED & set(names) and not plan.reference:
+        if plan.compares:
             label = f"{plan.extractor.name} at the training images"
             reference(plan.data, plan.extractor, tell=partial(report, label))
         found = compared(plan, names, held_out.split(CHUNK), len(held_out))

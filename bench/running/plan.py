@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.data import Data
 from bench.job import Cell
 from bench.metrics.extractor import Extractor
+from bench.metrics.names import COMPARED
 from bench.metrics.references import Reference
 from bench.running.worker import Site
 from bench.selection import Selection
@@ -63,3 +64,8 @@ class Plan:
     baselines: frozenset[str]
     todo: list[Cell] = field(default_factory=list)
     protocols: dict[str, dict] = field(default_factory=dict)  # what the cells' fingerprints stand for
+
+    @property
+    def compares(self) -> bool:
+        """Whether samples are held against the training images."""
+        return not self.reference and bool(COMPARED & set(self.metrics.get("sample", ())))
