@@ -134,6 +134,19 @@ def test_a_plugin_outside_the_repository_runs(tmp_path):
     assert "My sampler" in ran("mine", "--plugin", path, "--data", "mixture2d", results=tmp_path / "r")
 
 
+REFUSING = """for _ in range(4):
+            x = denoiser(x, 1.0).x0
+        if self.tolerance < 1000:
+            denoiser(x[:1], 1.0)
+        return x"""
+
+
+def test_an_adaptive_method_has_a_step_refused_by_no_tolerance_at_its_least_budget(tmp_path):
+    path = plugin(tmp_path, REFUSING, declarations="adaptive = True\n    tolerance: float = 0.1")
+    ran("mine", "--plugin", path, "--data", "mixture2d", results=tmp_path / "r")
+    assert {row.nfe for row in store.read(tmp_path / "r") if row.method == "mine"} == {4, 4.0125}
+
+
 @pytest.mark.parametrize(
     ("body", "why"),
     [

@@ -34,7 +34,7 @@ def measured(plan: Plan, cell: Cell, chunks: list[Chunk], readied: Readied) -> l
     """The rows of a cell whose chunks are all drawn."""
     nfe = sum(chunk.rows for chunk in chunks) / sum(chunk.n for chunk in chunks)
     if nfe > cell.nfe:
-        raise ValueError(f"it took {nfe:.2f} evaluations a sample, more than its budget of {cell.nfe}")
+        raise ValueError(f"it took {nfe:.6g} evaluations a sample, more than its budget of {cell.nfe}")
     columns = sample_columns(plan, cell) if cell.ask == "sample" else nll_columns(plan, cell)
     return [row_of(plan, cell, name, m, chunks, nfe, readied) for name, m in columns.items()]
 
