@@ -443,6 +443,18 @@ def test_a_process_that_is_not_linear_is_exported_by_its_betas(tmp_path):
     torch.testing.assert_close(drawn(again, "leading"), drawn(base, "leading"), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_process_that_begins_or_ends_elsewhere_is_exported_as_it_is(ends, tmp_path):
+    ddim(tmp_path / "first", timestep_spacing="leading", **ends)
+    base = opened(tmp_path / "first")
+    pipelines.exported(base, tmp_path / "second")
+    theirs = diffusers.DDIMPipeline.from_pretrained(tmp_path / "second")
+    assert {name: theirs.scheduler.config[name] for name in ends} == ends
+    theirs.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(drawn(base, "leading"), drawn_by(theirs), rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn(opened(tmp_path / "second"), "leading"), drawn(base, "leading"))
+
+
 def test_what_diffusers_has_no_pipeline_for_is_not_exported(tmp_path):
     result = bench("export", "digits", "denoiser@256", tmp_path / "out")
     assert result.exit_code == 1 and "train the base ddpm" in result.output

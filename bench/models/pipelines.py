@@ -271,9 +271,9 @@ def table_of(scheduler: dict, place: str) -> Table:
 
 def exported(model: Denoiser, folder: Path) -> None:
     """Write a denoiser as a pipeline that diffusers opens; ClickException where it has no such thing."""
-    from diffusers import DDPMPipeline, DDPMScheduler
+    from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 
-    net = model.net.net
+    net, schedule = model.net.net, model.schedule
     if not isinstance(net, Discrete):
         raise click.ClickException(
             "diffusers' pipelines have discrete steps, and this network has none: train the base ddpm."
@@ -281,11 +281,16 @@ def exported(model: Denoiser, folder: Path) -> None:
     log_alpha_bar = net.log_alpha_bar.cpu()
     betas = -torch.expm1(log_alpha_bar.diff())
     linear = torch.allclose(log_alpha_bar, ddpm_table(len(betas)).log_alpha_bar, rtol=1e-9)
-    scheduler = DDPMScheduler(
-        num_train_timesteps=len(betas),
-        trained_betas=None if linear else betas.tolist(),
-        prediction_type={form: kind for kind, form in FORM.items()}[model.form],
-        clip_sample=isinstance(model, Clipped),  # as the methods here sample
-        clip_sample_range=getattr(model, "clip", 1.0),
-    )
-    DDPMPipeline(net.unet, scheduler).save_pretrained(folder, safe_serialization=True)
+    settings = {
+        "num_train_timesteps": len(betas),
+        "trained_betas": None if linear else betas.tolist(),
+        "prediction_type": {form: kind for kind, form in FORM.items()}[model.form],
+        "clip_sample": isinstance(model, Clipped),  # as the methods here sample
+        "clip_sample_range": getattr(model, "clip", 1.0),
+        "steps_offset": schedule.offset,
+    }
+    if schedule.last:  # which only DDIM's scheduler can say
+        pipeline = DDIMPipeline(net.unet, DDIMScheduler(**settings, set_alpha_to_one=False))
+    else:
+        pipeline = DDPMPipeline(net.unet, DDPMScheduler(**settings))
+    pipeline.save_pretrained(folder, safe_serialization=True)
