@@ -117,6 +117,36 @@ def test_training_amed_leaves_the_shared_base_as_it_was():
     assert all(p.requires_grad and p.grad is None for p in base.parameters())
 
 
+def test_training_amed_holds_the_activations_of_one_step_at_a_time():
+    held = [peak_of_saved(lambda nfe=nfe: train_amed(nfe)) for nfe in (4, 20)]
+    assert 0 < held[1] < 2 * held[0]
+
+
+def train_amed(nfe: int) -> None:
+    data = load("digits")
+    base = recipes.new_denoiser(data).under(SCHEDULES["edm"]())
+    AMED().train(AMED().build(base, data, nfe), base, data, 64 * nfe // 2, nfe)
+
+
+def peak_of_saved(work) -> int:
+    """The most numbers that autograd held at once for backward passes while `work` was done."""
+    now, peak = 0, 0
+
+    class Held:
+        def __init__(self, tensor):
+            nonlocal now, peak
+            self.tensor, now = tensor, now + tensor.numel()
+            peak = max(peak, now)
+
+        def __del__(self):
+            nonlocal now
+            now -= self.tensor.numel()
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        work()
+    return peak
+
+
 def test_untrained_genie_is_ddim_without_its_last_step():
     method, base = GENIE(spacing="time"), exact_base("vp")
     model = method.build(base, load("mixture2d"), 10)

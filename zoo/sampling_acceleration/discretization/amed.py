@@ -55,14 +55,17 @@ class AMED(Method):
         def loss(x0: Tensor, generator: torch.Generator) -> Tensor:
             z, error = r[0].item() * noise_like(x0, generator), 0.0
             for i in range(steps):
-                reached = self.step(model, z, r[i], r[i + 1], free=i == 0 and nfe % 2 == 1)
+                eps, chosen = self.chosen(model, z, r[i], r[i + 1], free=i == 0 and nfe % 2 == 1)
+                own = chosen.detach().requires_grad_()
+                reached = self.step(model, z, eps, own, r[i], r[i + 1])
                 with torch.no_grad():
                     for s, t in pairwise(fine[i * (self.teacher + 1) : (i + 1) * (self.teacher + 1) + 1]):
                         z = heun(model.base, z, s, t)
                 # in units of the spread at r_t: of what an error there comes to in the end
-                error = error + ((reached - z) ** 2).flatten(1).mean(1) / (
-                    base.sigma_data**2 + r[i + 1].item() ** 2
-                )
+                far = ((reached - z) ** 2).flatten(1).mean(1) / (base.sigma_data**2 + r[i + 1].item() ** 2)
+                # the step's gradient at once, so that no more than one network's activations are held
+                (slope,) = torch.autograd.grad(far.sum(), own)
+                error = error + far.detach() + (slope * (chosen - own.detach())).sum(1)
             return error
 
         with counting(model) as tallies:
@@ -74,18 +77,25 @@ class AMED(Method):
         times = schedule.steps((nfe + 1) // 2, self.spacing)
         z = x / schedule.alpha(times[0])
         for i, (s, t) in enumerate(pairwise(torch.exp(-schedule.lam(times)))):
-            z = self.step(model, z, s, t, free=i == 0 and nfe % 2 == 1)
+            eps, chosen = self.chosen(model, z, s, t, free=i == 0 and nfe % 2 == 1)
+            z = self.step(model, z, eps, chosen, s, t)
         return schedule.alpha(times[-1]) * z
 
-    def step(self, model: nn.Module, z: Tensor, s: Tensor, t: Tensor, free: bool) -> Tensor:
-        """z at r = t from z at r = s; `free`: with the analytical first direction."""
+    def chosen(self, model: nn.Module, z: Tensor, s: Tensor, t: Tensor, free: bool) -> tuple[Tensor, Tensor]:
+        """The direction at z (N, *shape), where r = s, and what the predictor says (N, 3) of the step to r =
+        t; `free`: with the analytical first direction.
+        """
         if free:
             eps, seen = z / (1 + s**2).sqrt(), z.new_zeros(len(z), model.predictor.net.width)
         else:
             with torch.no_grad():
                 out = model.base.at(z, 1.0, s)
                 eps, seen = out.eps, out.extra
-        place, weight, late = model.predictor(seen, s, t).double().unbind(1)
+        return eps, model.predictor(seen, s, t).double()
+
+    def step(self, model: nn.Module, z: Tensor, eps: Tensor, chosen: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """z at r = t from z at r = s, and the direction there."""
+        place, weight, late = chosen.unbind(1)
         middle = torch.exp(place.sigmoid() * (t.log() - s.log()) + s.log())
         weight, late = 1 + self.bound * weight.tanh(), 1 + self.time_bound * late.tanh()
         ahead = z + rowwise(middle - s, z) * eps
