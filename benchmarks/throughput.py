@@ -183,12 +183,15 @@ def form_of(execution: Execution) -> str:
     return ", compiled" if execution.compiled else ""
 
 
-def on_all_cores(name: str, nfe: int, n: int, rounds: int, execution: Execution = PLAIN) -> list[Record]:
-    """A worker a core against the pipeline with a thread a core."""
+def on_all_cores(name: str, nfe: int, each: int, rounds: int, execution: Execution = PLAIN) -> list[Record]:
+    """A worker a core, which draws a chunk of `each` images, against the pipeline with a thread a core, which
+    draws as many in one call.
+    """
     count = cores()
+    n = count * each
     with (
-        apart(chunk, count, 1, "wall", name, n // count, nfe, "cpu", execution) as workers,
-        apart(pipeline, 1, count, "wall", name, n // count * count, nfe, "cpu") as pipe,
+        apart(chunk, count, 1, "wall", name, each, nfe, "cpu", execution) as workers,
+        apart(pipeline, 1, count, "wall", name, n, nfe, "cpu") as pipe,
     ):
         took = turns({HARNESS: workers, PIPELINE: pipe}, rounds)
     how = f"{n} images by DDIM, {rounds} rounds, {count} workers against {count} threads, wall time"
@@ -207,8 +210,9 @@ def record(
 
 
 def measure(small: bool = False) -> list[Record]:
-    """8 x 8 images at two budgets, and on all cores; 28 x 28 at one. The bound against the pipeline is on
-    compiled networks, which a run has where it takes longer than that.
+    """8 x 8 images at two budgets, and on all cores, where each worker draws one chunk of a run; 28 x 28 at
+    one. The bound against the pipeline is on compiled networks, which a run has where it takes longer than
+    that.
     """
     site = Site(Path("."), "cpu", 1)
     if small:
