@@ -18,7 +18,7 @@ threads.
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
@@ -151,9 +151,11 @@ def apart(
             ours.recv()
         yield measured
     finally:
-        for process in processes:
+        for (ours, _), process in zip(ends, processes):
+            with suppress(OSError):  # it is dead
+                ours.send(False)
+            process.join(10)
             process.kill()
-            process.join()
 
 
 def handed_out(pipes: list[Connection], times: int) -> list[float]:
@@ -256,9 +258,9 @@ def measure(small: bool = False) -> list[Record]:
     against the pipeline is on compiled networks, which a run has where it takes longer than that.
     """
     site = Site(Path("."), "cpu", 1)
+    torch.set_num_threads(1)
     if small:
         return compared("digits", 2, 2, 1, site, "process")
-    torch.set_num_threads(1)
     fast = replace(site, execution=Execution(compiled=True))
     found = compared("digits", 10, 500, 25, site, "process") + compared("digits", 50, 500, 5, site, "process")
     found += compared("digits", 10, 500, 25, fast, "process")  # turns of two seconds, which swing by a tenth
