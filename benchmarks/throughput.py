@@ -175,8 +175,8 @@ def handed_out(pipes: list[Connection], times: int) -> list[float]:
 
 
 def restarted(starts: int, measured: Callable[[], dict[str, list[float]]]) -> dict[str, list[float]]:
-    """The seconds of several measurements, each with processes of its own: for some processes are faster than
-    others all their life.
+    """The seconds of several measurements one after the other, each with processes of its own, so that no
+    minute of the machine and no one process decides.
     """
     took: dict[str, list[float]] = {}
     for _ in range(starts):
