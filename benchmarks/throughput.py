@@ -144,8 +144,9 @@ def apart(
         own = handed_out([ours for ours, _ in ends], count * each)
         return sum(own) if clock == "process" else time.perf_counter() - began
 
-    for process in processes:
+    for process, (_, theirs) in zip(processes, ends):
         process.start()
+        theirs.close()  # else nobody would hear of its death
     try:
         for ours, _ in ends:
             ours.recv()
@@ -156,6 +157,7 @@ def apart(
                 ours.send(False)
             process.join(10)
             process.kill()
+            process.join()
 
 
 def handed_out(pipes: list[Connection], times: int) -> list[float]:
@@ -189,7 +191,7 @@ def compared(
     name: str, nfe: int, n: int, rounds: int, site: Site, clock: str, starts: int = 1
 ) -> list[Record]:
     """How many times as fast as the others the harness draws n images; details are images a second. The
-    pipeline is started several times.
+    pipeline is started `starts` times.
     """
     data = load(name)
     model = network(data, site.device)
@@ -265,7 +267,7 @@ def measure(small: bool = False) -> list[Record]:
     found = compared("digits", 10, 500, 25, site, "process") + compared("digits", 50, 500, 5, site, "process")
     found += compared("digits", 10, 500, 25, fast, "process")  # turns of two seconds, which swing by a tenth
     for form, starts in ((site, 1), (fast, 3)):  # one swings by a fifth, which is too much for a bound
-        found += on_all_cores("digits", 10, 500, 3, 5, starts, form.execution)
+        found += on_all_cores("digits", 10, 500, each=3, rounds=5, starts=starts, execution=form.execution)
         found += compared("mixture-fashion", 10, 500, 3, form, "process", starts)
     return found
 
